@@ -1,0 +1,36 @@
+# Every target installs the package into .venv on first use.
+DATASET ?= flights
+GRID ?= paper-grid
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+installed := $(VENV)/.installed
+
+.PHONY: install preprocess sweep figures test lint clean
+
+install: $(installed)
+
+$(installed): setup.cfg pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	touch $@
+
+preprocess: $(installed)  ## make preprocess DATASET=my-data.toml RAW=clicks.csv
+	scripts/preprocess.sh $(DATASET) $(RAW)
+
+sweep: $(installed)  ## make sweep [DATASET=flights] [GRID=paper-grid]
+	scripts/sweep.sh $(DATASET) $(GRID)
+
+figures: $(installed)  ## all figures and tables again, from results/ alone
+	dlrm-mlet report results
+
+test: $(installed)
+	python -m pytest
+
+lint: $(installed)
+	ruff check .
+	ruff format --check .
+	mypy
+
+clean:  ## what was installed; data/ and results/ stay
+	rm -rf $(VENV) build ./*.egg-info

@@ -1,0 +1,116 @@
+"""The command line: arguments in, one call out."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path("results")
+DATA = Path("data")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit status: 0, 1 for bad input, 130 when it was stopped by Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError, RuntimeError) as error:
+        # what the package raises says what was wrong; the rest of a trace would hide it
+        if os.environ.get("DLRM_MLET_TRACEBACK"):
+            raise
+        print(f"dlrm-mlet: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ndlrm-mlet: stopped; the same call goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dlrm-mlet", description="Multi-layer embedding training (MLET) for DLRM.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    preprocess = commands.add_parser("preprocess", help="raw file -> columns on disk")
+    preprocess.add_argument("dataset", help="a built-in data set's name, or the .toml file that describes one")
+    preprocess.add_argument("--raw", type=Path, help="CSV, TSV or Parquet file; flights needs none")
+    preprocess.add_argument("--out", type=Path, help="default: data/<name>")
+    preprocess.set_defaults(run=_preprocess)
+
+    train = commands.add_parser("train", help="one run of a config")
+    train.add_argument("config", type=Path)
+    train.add_argument("--data", type=Path, help="the data set's directory; default: data/<dataset>")
+    train.add_argument("--seed", type=int, help="default: the config's first")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as model.inner_dim=64")
+    train.add_argument("--out", type=Path, help="default: results/<dataset>/<config>/seed=<seed>")
+    train.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
+    train.set_defaults(run=_train)
+
+    sweep = commands.add_parser("sweep", help="all runs of a grid that have no record yet, then its tables and figures")
+    sweep.add_argument("config", type=Path)
+    sweep.add_argument("--data", type=Path, help="the data set's directory; default: data/<dataset>")
+    sweep.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time; default: one a core")
+    sweep.add_argument("--out", type=Path, help="default: results/<dataset>/<config>")
+    sweep.set_defaults(run=_sweep)
+
+    report = commands.add_parser("report", help="figures and tables from the tables of results alone")
+    report.add_argument("directory", type=Path, nargs="?", default=ROOT)
+    report.add_argument("--out", type=Path, help="default: beside the tables")
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _preprocess(options: argparse.Namespace) -> None:
+    from dlrm_mlet import datasets
+    from dlrm_mlet.preprocess import preprocess
+
+    dataset = datasets.load(options.dataset)
+    out = options.out or DATA / dataset.name
+    schema = preprocess(dataset, out, options.raw)
+    rows = ", ".join(f"{split} {count:,}" for split, count in schema.rows.items())
+    print(f"{out}: {rows} rows; {len(schema.table_rows)} tables of {sum(schema.table_rows):,} rows in all")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from dlrm_mlet import columns, config
+    from dlrm_mlet.training import train
+
+    experiment = config.load(options.config, options.set)
+    if len(experiment.points) > 1:
+        raise config.ConfigError(
+            f"{options.config}: a grid of {len(experiment.points)} points; expected one: see sweep"
+        )
+    seed = experiment.seeds[0] if options.seed is None else options.seed
+    out = options.out or ROOT / experiment.dataset / options.config.stem / f"seed={seed}"
+    data = columns.load(options.data or DATA / experiment.dataset)
+    record = train(experiment.points[0].config, data, seed, out, options.resume)
+    for split, measured in (record.metrics or {}).items():
+        print(f"{split}: AUC {measured['auc']:.4f}, LogLoss {measured['log_loss']:.4f}")
+    print(f"{out}: {record.status} in {record.seconds:.1f} s, {record.rows_per_second:,.0f} rows/s")
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from dlrm_mlet import config, results
+    from dlrm_mlet.sweep import sweep
+
+    experiment = config.load(options.config)
+    out = options.out or ROOT / experiment.dataset / options.config.stem
+    runs = sweep(experiment, options.data or DATA / experiment.dataset, out, options.jobs)
+    table = out.with_name(out.name + ".csv")
+    results.write(table, [(run.point, record) for run, record in runs])
+
+    from dlrm_mlet import report
+
+    written = [table, *report.draw(table, table.parent)]
+    diverged = sum(record.status == "diverged" for _, record in runs)
+    print(f"{len(runs)} runs, {diverged} diverged; results: {', '.join(map(str, written))}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from dlrm_mlet.report import report
+
+    for path in report(options.directory, options.out):
+        print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""A data set's directory -> its columns, memory-mapped, and seeded batches of them."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlrm_mlet.config import build
+
+SPLITS = ("train", "validation", "test")
+
+
+class ColumnsError(ValueError):
+    """A data set's directory that is missing, damaged or incomplete: names the file and what was expected."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a data set's directory holds: schema.json."""
+
+    dataset: str
+    label: str
+    dense: tuple[str, ...]
+    categorical: tuple[str, ...]
+    table_rows: tuple[int, ...]
+    """n of each categorical column: the rows of its table."""
+    rows: dict[str, int]
+    """Rows of each split; they lie in this order."""
+    split: str
+    split_seed: int
+    transform: dict[str, str]
+    source: dict[str, str | int]
+    """The raw file: its name, bytes and sha256."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As in schema.json."""
+        return asdict(self)
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hexadecimal digits that differ where the columns could."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Batch(NamedTuple):
+    """B rows of a data set."""
+
+    dense: Tensor  # (B, dense columns) float32
+    sparse: Tensor  # (B, F) int32
+    label: Tensor  # (B,) float32: 0 or 1
+
+
+@dataclass(frozen=True)
+class Columns:
+    """All rows of a data set, still on disk: dense (rows, dense columns), sparse (rows, F), label (rows,)."""
+
+    schema: Schema
+    dense: Tensor
+    sparse: Tensor
+    label: Tensor
+
+    def range(self, split: str) -> tuple[int, int]:
+        """First row of a split, and the row after its last."""
+        start = sum(self.schema.rows[name] for name in SPLITS[: SPLITS.index(split)])
+        return start, start + self.schema.rows[split]
+
+    def rows(self, chosen: Tensor | slice) -> Batch:
+        """The rows at the given places, in memory."""
+        return Batch(self.dense[chosen], self.sparse[chosen], self.label[chosen].float())
+
+    def shuffled(self, split: str, batch_size: int, generator: torch.Generator, skip: int = 0) -> Iterator[Batch]:
+        """Every row of a split once, in an order drawn from `generator`, without the first `skip` batches."""
+        start, stop = self.range(split)
+        order = torch.randperm(stop - start, generator=generator) + start
+        for chosen in order[skip * batch_size :].split(batch_size):
+            yield self.rows(chosen)
+
+    def in_order(self, split: str, batch_size: int) -> Iterator[Batch]:
+        """Every row of a split once, in the order in which it lies on disk."""
+        start, stop = self.range(split)
+        for first in range(start, stop, batch_size):
+            yield self.rows(slice(first, min(first + batch_size, stop)))
+
+
+def load(directory: str | Path) -> Columns:
+    """The columns that `dlrm-mlet preprocess` wrote. Raises ColumnsError where they are missing or damaged."""
+    directory = Path(directory)
+    path = directory / "schema.json"
+    try:
+        schema = build(Schema, json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ColumnsError(f"{path}: no such file; expected a data set that `dlrm-mlet preprocess` wrote") from None
+    except (ValueError, TypeError) as error:
+        raise ColumnsError(f"{path}: not a data set's schema: {error}; preprocess it again") from None
+    rows = sum(schema.rows.values())
+    return Columns(
+        schema,
+        dense=_map(directory / "dense.npy", (rows, len(schema.dense)), np.float32),
+        sparse=_map(directory / "sparse.npy", (rows, len(schema.categorical)), np.int32),
+        label=_map(directory / "label.npy", (rows,), np.uint8),
+    )
+
+
+def _map(path: Path, shape: tuple[int, ...], dtype: type) -> Tensor:
+    try:
+        # copy-on-write, because torch wants memory that it may write to; nobody does
+        array = np.load(path, mmap_mode="c" if np.prod(shape) else None)
+    except FileNotFoundError:
+        raise ColumnsError(f"{path}: no such file; preprocess the data set again") from None
+    except (ValueError, EOFError) as error:
+        raise ColumnsError(f"{path}: damaged ({error}); preprocess the data set again") from None
+    if array.shape != shape or array.dtype != dtype:
+        expected = f"{shape} of {np.dtype(dtype)}, as schema.json says"
+        raise ColumnsError(f"{path}: {array.shape} of {array.dtype}; expected {expected}")
+    return torch.from_numpy(array)

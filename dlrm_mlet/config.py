@@ -1,0 +1,245 @@
+"""An experiment's TOML file -> its points: frozen, typed configs, checked key by key."""
+
+import dataclasses
+import itertools
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A config that can't be meant: the message names the file, the key, the value and what was expected."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """DLRM's shape and how it starts (paper, section 3)."""
+
+    embedding_dim: int
+    """d: the width of the tables that are served, and of the bottom MLP's output."""
+    bottom_mlp: tuple[int, ...]
+    """Hidden widths of the MLP over the dense columns; its last layer, of width d, is implied."""
+    top_mlp: tuple[int, ...]
+    """Hidden widths of the MLP over the interactions; its last layer, one logit, is implied."""
+    inner_dim: int | tuple[int, ...] | None = None
+    """k: the width of the tables that are trained. None: single layer. Several: one more layer for each (N > 2)."""
+    allow_bottleneck: bool = False
+    """Accept k < d, which narrows the search space to matrices of rank k (paper, Theorem 2.2)."""
+    projection_std: float = 0.25
+    """Standard deviation of W2 at the start; the paper's N(0, 0.0625) names the variance."""
+
+    @property
+    def inner_dims(self) -> tuple[int, ...]:
+        """The widths of all layers before the last one; () for a single layer."""
+        if self.inner_dim is None:
+            return ()
+        return self.inner_dim if isinstance(self.inner_dim, tuple) else (self.inner_dim,)
+
+    def __post_init__(self) -> None:
+        for key in ("embedding_dim", "bottom_mlp", "top_mlp", "inner_dims"):
+            value = getattr(self, key)
+            if any(width < 1 for width in (value if isinstance(value, tuple) else (value,))):
+                raise ConfigError(f"model.{key.rstrip('s')} = {value}: expected widths of at least 1")
+        if self.projection_std <= 0:
+            raise ConfigError(f"model.projection_std = {self.projection_std}: expected a positive number")
+        if self.inner_dim == ():
+            raise ConfigError("model.inner_dim = []: expected at least one width; leave it out for a single layer")
+        narrowest = min(self.inner_dims, default=self.embedding_dim)
+        if narrowest < self.embedding_dim and not self.allow_bottleneck:
+            raise ConfigError(
+                f"model.inner_dim = {narrowest} is below embedding_dim = {self.embedding_dim}: the product could not "
+                f"have full rank (paper, Theorem 2.2); expected k >= d, or model.allow_bottleneck = true if it is meant"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One run's schedule: plain SGD, without momentum or decay (paper, section 3)."""
+
+    learning_rate: float = 0.2
+    batch_size: int = 128
+    epochs: int = 1
+    evaluate_every: int = 500
+    """Steps between two points of the validation curve, where the run can also be resumed."""
+    threads: int = 1
+    """CPU threads of one run. It is part of the config because it can change the last bit of a sum."""
+
+    def __post_init__(self) -> None:
+        for key, value in vars(self).items():
+            if value <= 0:
+                raise ConfigError(f"training.{key} = {value}: expected a positive number")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One point of an experiment: all that decides a run, but the seed."""
+
+    dataset: str
+    model: ModelConfig
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A config with its place in the grid: its arm, and what the grid varied to make it."""
+
+    arm: str
+    varied: dict[str, Any]
+    config: Config
+
+    @property
+    def label(self) -> str:
+        """Its name in paths and bars, such as mlet/inner_dim=64,embedding_dim=4."""
+        shown = {k: "x".join(map(str, v)) if isinstance(v, tuple) else v for k, v in self.varied.items()}
+        return "/".join(filter(None, [self.arm, ",".join(f"{key}={value}" for key, value in shown.items())]))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A file of configs/: its points, each to be run once per seed."""
+
+    path: Path
+    dataset: str
+    seeds: tuple[int, ...]
+    points: tuple[Point, ...]
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment; `overrides` are `section.key=value` strings, value in TOML, that replace the file's own.
+
+    Raises ConfigError, which names the file and the key, for anything that is unknown, missing or of another type.
+    """
+    path = Path(path)
+    table = read_toml(path)
+    for override in overrides:
+        _override(table, override)
+    try:
+        grid = table.pop("grid", None)
+        seeds = _convert(table.pop("seeds", [0]), tuple[int, ...], "seeds")
+        if len(set(seeds)) != len(seeds) or not seeds or min(seeds) < 0:
+            raise ConfigError(f"seeds = {list(seeds)}: expected distinct numbers from 0 up")
+        points = (Point("", {}, build(Config, table)),) if grid is None else tuple(_points(table, grid))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return Experiment(path, points[0].config.dataset, seeds, points)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises ConfigError where it is missing or isn't TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; expected a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+
+
+def _points(table: dict[str, Any], grid: Any) -> list[Point]:
+    """Every combination of each arm's lists, without those of k < d that are not meant."""
+    if not isinstance(grid, dict) or not all(isinstance(arm, dict) and arm for arm in grid.values()) or not grid:
+        raise ConfigError("grid: expected named arms, such as mlet = { inner_dim = [16, 64], embedding_dim = [2, 4] }")
+    points: list[Point] = []
+    for arm, axes in grid.items():
+        for key, values in axes.items():
+            if not isinstance(values, list) or not values:
+                raise ConfigError(f"grid.{arm}.{key} = {values!r}: expected a list of values")
+        made = [
+            _point(table, arm, dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())
+        ]
+        if not any(made):
+            raise ConfigError(f"grid.{arm}: no combination has inner_dim >= embedding_dim")
+        points += filter(None, made)
+    return points
+
+
+def _point(table: dict[str, Any], arm: str, varied: dict[str, Any]) -> Point | None:
+    sections = {section: dict(table.get(section, {})) for section in ("model", "training")}
+    for key, value in varied.items():
+        owner = "model" if key in ModelConfig.__dataclass_fields__ else "training"
+        sections[owner][key] = value  # a key that neither has is refused below, by its name
+    model = sections["model"]
+    inner = model.get("inner_dim")
+    narrowest = min(inner) if isinstance(inner, list) and inner else inner
+    d = model.get("embedding_dim")
+    is_bottleneck = isinstance(narrowest, int) and isinstance(d, int) and narrowest < d
+    if is_bottleneck and not model.get("allow_bottleneck"):
+        return None
+    try:
+        config = build(Config, table | sections)
+    except ConfigError as error:
+        raise ConfigError(f"grid.{arm}: {error}") from None
+    return Point(arm, {k: tuple(v) if isinstance(v, list) else v for k, v in varied.items()}, config)
+
+
+def build(cls: type[T], table: Mapping[str, Any], prefix: str = "") -> T:
+    """A dataclass from a TOML table; an unknown, missing or wrongly typed key is a ConfigError that names it."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for key in table:
+        if key not in fields:
+            raise ConfigError(f"unknown key {prefix}{key}: expected one of {', '.join(fields)}")
+    for name, f in fields.items():
+        if name not in table and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"missing key {prefix}{name}")
+    return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in table.items()})
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    """A TOML value as the type a field declares."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return build(typing.cast(type, hint), value, f"{key}.")
+    if origin in (types.UnionType, typing.Union):
+        for choice in arguments:
+            try:
+                return _convert(value, choice, key)
+            except ConfigError:
+                continue
+    elif origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(item, arguments[0], f"{key}[{i}]") for i, item in enumerate(value))
+    elif origin is dict and isinstance(value, dict):
+        return {name: _convert(item, arguments[1], f"{key}.{name}") for name, item in value.items()}
+    elif origin is typing.Literal and value in arguments:
+        return value
+    elif hint is float and type(value) is int:
+        return float(value)
+    elif isinstance(hint, type) and type(value) is hint:  # bool is no int here
+        return value
+    elif hint is type(None) and value is None:
+        return None
+    raise ConfigError(f"{key} = {value!r}: expected {_describe(hint)}")
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        return f"a list of {_describe(arguments[0])}"
+    if origin is dict:
+        return f"a table of {_describe(arguments[1])}"
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_describe(choice) for choice in arguments if choice is not type(None))
+    return "a table" if dataclasses.is_dataclass(hint) else str(getattr(hint, "__name__", hint))
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {override}: expected section.key=value, such as model.inner_dim=64")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    *sections, key = dotted.strip().split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override}: {section} is not a table")
+    table[key] = value

@@ -1,0 +1,34 @@
+"""Scores of a whole split -> AUC and LogLoss."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+
+class Metrics(NamedTuple):
+    """The paper's two measures (section 3)."""
+
+    auc: float
+    """Area under the ROC curve; ties count half."""
+    log_loss: float
+    """Binary cross-entropy, mean over the rows, in nats."""
+
+
+def measure(logits: Tensor, labels: Tensor) -> Metrics:
+    """(rows,) logits and (rows,) labels of 0 and 1 -> the metrics of all rows together.
+
+    The loss is summed in float64 from the logits, so that a confident score can't round to an infinite loss. Raises
+    ValueError where the labels are all alike, which leaves AUC undefined.
+    """
+    if len(labels.unique()) < 2:
+        raise ValueError(f"AUC needs both labels; all {len(labels)} rows have label {labels[:1].tolist()}")
+    log_loss = F.binary_cross_entropy_with_logits(logits.double(), labels.double()).item()
+    return Metrics(auc=float(roc_auc_score(labels.numpy(), logits.numpy())), log_loss=log_loss)
+
+
+def is_finite(logits: Tensor) -> bool:
+    """Whether scores can be measured at all."""
+    return bool(torch.isfinite(logits).all())

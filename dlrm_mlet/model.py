@@ -1,0 +1,82 @@
+"""DLRM: dense columns and ids -> click logits, by bottom MLP, tables, dot interaction and top MLP.
+
+        logit (B,)
+          |
+       top MLP
+          |
+    dot interaction ---- dense vector, passed along as well
+     |            |
+ bottom MLP     tables (single layer or MLET: DLRM doesn't know)
+     |            |
+ dense (B, .)   ids (B, F)
+
+B rows of a batch; F categorical features; D embedding dimension.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from dlrm_mlet.config import ModelConfig
+from dlrm_mlet.embedding import Tables, make_tables
+
+
+def mlp(widths: Sequence[int], generator: torch.Generator | None) -> nn.Sequential:
+    """Linear layers of these widths, ReLU between them; variance of weights 2/(in+out), of biases 1/out, at the start."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(widths):
+        linear = nn.Linear(fan_in, fan_out)
+        nn.init.normal_(linear.weight, std=math.sqrt(2 / (fan_in + fan_out)), generator=generator)
+        nn.init.normal_(linear.bias, std=math.sqrt(1 / fan_out), generator=generator)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class DotInteraction(nn.Module):
+    """Dot products of all pairs of the F + 1 vectors, after the dense vector."""
+
+    pairs: Tensor
+
+    def __init__(self, features: int):
+        super().__init__()
+        row, column = torch.tril_indices(features + 1, features + 1, offset=-1)
+        # (F(F+1)/2,): the strict lower triangle's places in a flattened (F+1) x (F+1) matrix
+        self.register_buffer("pairs", row * (features + 1) + column, persistent=False)
+
+    def forward(self, dense: Tensor, embedded: Tensor) -> Tensor:
+        """(B, D) and (B, F, D) -> (B, D + F(F+1)/2)."""
+        vectors = torch.cat((dense.unsqueeze(1), embedded), dim=1)  # (B, F+1, D)
+        products = torch.bmm(vectors, vectors.transpose(1, 2))  # (B, F+1, F+1)
+        return torch.cat((dense, products.flatten(1).index_select(1, self.pairs)), dim=1)
+
+
+class DLRM(nn.Module):
+    """The deep learning recommendation model (Naumov et al., 2019) as the paper sets it up (section 3)."""
+
+    def __init__(self, bottom_mlp: nn.Module, tables: Tables, top_mlp: nn.Module):
+        super().__init__()
+        self.bottom_mlp = bottom_mlp
+        self.tables: Tables = tables
+        self.interaction = DotInteraction(len(tables.table_rows))
+        self.top_mlp = top_mlp
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        """(B, dense columns) float and (B, F) integer -> (B,) logits."""
+        return self.top_mlp(self.interaction(self.bottom_mlp(dense), self.tables(ids))).squeeze(1)
+
+    def collapse(self) -> "DLRM":
+        """The model that is served: the same MLPs (not copies), single-layer tables, the same logits."""
+        return DLRM(self.bottom_mlp, self.tables.collapse(), self.top_mlp)
+
+
+def build(config: ModelConfig, dense_width: int, table_rows: Sequence[int], generator: torch.Generator | None) -> DLRM:
+    """A new DLRM for so many dense columns, and tables of n rows each, started from `generator`."""
+    d = config.embedding_dim
+    tables = make_tables(table_rows, config.inner_dims, d, config.projection_std, generator)
+    bottom_mlp = mlp((dense_width, *config.bottom_mlp, d), generator)
+    pairs = math.comb(len(table_rows) + 1, 2)
+    top_mlp = mlp((d + pairs, *config.top_mlp, 1), generator)
+    return DLRM(bottom_mlp.append(nn.ReLU()), tables, top_mlp)

@@ -1,0 +1,114 @@
+"""What one run leaves behind: record.json, written last, once and whole."""
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dlrm_mlet.columns import Schema
+from dlrm_mlet.config import Config
+from dlrm_mlet.files import write_json
+
+FILE = "record.json"
+
+
+class RecordError(ValueError):
+    """A record that can't be used: names the file and what was expected."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run."""
+
+    config: dict[str, Any]
+    seed: int
+    status: Literal["finished", "diverged"]
+    """Diverged: a loss or a score was no longer finite; there are no metrics then."""
+    steps: int
+    metrics: dict[str, dict[str, float]] | None
+    """validation and test: auc and log_loss (nats), of the collapsed model at the end of training."""
+    curve: list[dict[str, float]]
+    """step, auc and log_loss on validation while training."""
+    parameters: dict[str, int]
+    """trained and served, of the whole model; trained_tables and served_tables."""
+    seconds: float
+    """Wall-clock time of the training steps, without evaluation."""
+    rows_per_second: float
+    provenance: dict[str, Any]
+
+    def write(self, directory: Path) -> None:
+        """Write <directory>/record.json."""
+        write_json(directory / FILE, asdict(self))
+
+
+def read(directory: Path) -> Record | None:
+    """The record of a run's directory; None where the run isn't finished. Raises RecordError where it is damaged."""
+    path = directory / FILE
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise RecordError(f"{path}: not a record: {error}; delete it to run again") from None
+
+
+def same_run(record: Record, config: Config, schema: Schema) -> str | None:
+    """What differs between the run that made the record and the one that is asked for; None where nothing does."""
+    was, now = _flat(record.config), _flat(as_json(config))
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) != now.get(key):
+            return f"{key} was {was.get(key)} and is now {now.get(key)}"
+    if record.provenance["columns"] != schema.fingerprint:
+        return f"the columns were {record.provenance['columns']} and are now {schema.fingerprint}"
+    return None
+
+
+def as_json(config: Config) -> dict[str, Any]:
+    """The config, resolved whole, as it is after a round through JSON."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def provenance(schema: Schema) -> dict[str, Any]:
+    """Where a run took place, and with what."""
+    return {
+        "columns": schema.fingerprint,
+        "source": schema.source,
+        "torch": torch.__version__.partition("+")[0],
+        "python": platform.python_version(),
+        "device": _processor(),
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name as the system gives it, and its cores."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # only Linux has the file
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with a + where files differ from it; None outside of a checkout."""
+    try:
+        describe = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+        return subprocess.run(
+            describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,205 @@
+"""A config, columns and a seed -> a trained model, its checkpoint and its record."""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dlrm_mlet import cpu, metrics, record
+from dlrm_mlet.columns import Batch, Columns
+from dlrm_mlet.config import Config
+from dlrm_mlet.files import replacing
+from dlrm_mlet.model import DLRM, build
+
+CHECKPOINT = "checkpoint.pt"
+EVALUATION_ROWS = 8192
+STEPS_PER_LOOK = 100
+"""Steps between two looks at the loss: each look waits for the device."""
+
+
+class TrainingError(ValueError):
+    """A run that can't be made from what it was given."""
+
+
+class SGD:
+    """Plain stochastic gradient descent; a table's gradient is scattered into the rows that it touches.
+
+    The gradient of a gathered row is sparse, one entry a use. Adding all entries in place gives what coalescing them
+    first would give, without the sort. `scatter_add_` over an index that is expanded along the row is several times
+    faster on CPU than `index_add_`.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float):
+        self.parameters = list(parameters)
+        self.learning_rate = learning_rate
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step down the gradients, which are gone afterwards."""
+        dense: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for parameter in self.parameters:
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is None:
+                continue
+            if gradient.is_sparse:
+                rows, values = gradient._indices()[0], gradient._values()
+                parameter.scatter_add_(0, rows.unsqueeze(1).expand_as(values), values.mul_(-self.learning_rate))
+            else:
+                dense.append(parameter)
+                gradients.append(gradient)
+        torch._foreach_add_(dense, gradients, alpha=-self.learning_rate)
+
+
+def train_step(model: DLRM, optimizer: SGD, batch: Batch) -> Tensor:
+    """Forward, backward, update; returns the batch's mean loss, not waited for."""
+    loss = F.binary_cross_entropy_with_logits(model(batch.dense, batch.sparse), batch.label)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+@torch.no_grad()
+def scores(model: DLRM, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """The logits and labels of all rows."""
+    logits, labels = zip(*((model(batch.dense, batch.sparse), batch.label) for batch in batches), strict=True)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def train(
+    config: Config, columns: Columns, seed: int, out: Path, resume: bool = False, bar: Any = None
+) -> record.Record:
+    """One run: `epochs` passes over the training rows, then validation and test, each read once by the served model.
+
+    Leaves `out`/record.json, and `out`/checkpoint.pt with the served model. While it runs, the checkpoint holds the
+    state at the last point of the validation curve, where `resume` goes on, to the same bits. The seed decides the
+    weights and, apart from them, the order of the rows. `bar` is a tqdm bar to move; by default the run draws its own.
+    """
+    with cpu.threads(config.training.threads):
+        run = Run(config, columns, seed, out)
+        if resume:
+            run.restore()
+        with contextlib.ExitStack() as stack:
+            if bar is None:
+                bar = stack.enter_context(tqdm(desc=f"seed {seed}", unit=" steps", disable=None))
+            return run.finish(bar)
+
+
+class Run:
+    """The state of one run between its steps."""
+
+    def __init__(self, config: Config, columns: Columns, seed: int, out: Path):
+        self.config, self.columns, self.seed, self.out = config, columns, seed, out
+        schema = columns.schema
+        self.model = build(config.model, len(schema.dense), schema.table_rows, generator(seed, "weights"))
+        self.optimizer = SGD(self.model.parameters(), config.training.learning_rate)
+        self.steps_per_epoch = -(-schema.rows["train"] // config.training.batch_size)
+        self.steps = self.steps_per_epoch * config.training.epochs
+        self.step = 0
+        self.seconds = 0.0
+        self.curve: list[dict[str, float]] = []
+        out.mkdir(parents=True, exist_ok=True)
+
+    def finish(self, bar: Any) -> record.Record:
+        """Take the steps that are left, measure, and write the record."""
+        bar.reset(self.steps)
+        bar.update(self.step)
+        status: Literal["finished", "diverged"] = "finished" if self._take_steps(bar) else "diverged"
+        measured = None
+        served = self.model.collapse()
+        if status == "finished":
+            results = {split: self._measure(served, split) for split in ("validation", "test")}
+            measured = {split: result._asdict() for split, result in results.items() if result}
+            if len(measured) < len(results):
+                status, measured = "diverged", None
+        self._save({"model": served.state_dict(), "served": True})
+        rows = self.columns.schema.rows["train"] * self.config.training.epochs * self.step / self.steps
+        run = record.Record(
+            config=record.as_json(self.config),
+            seed=self.seed,
+            status=status,
+            steps=self.step,
+            metrics=measured,
+            curve=self.curve,
+            parameters={
+                "trained": _size(self.model),
+                "served": _size(served),
+                "trained_tables": _size(self.model.tables),
+                "served_tables": _size(served.tables),
+            },
+            seconds=round(self.seconds, 3),
+            rows_per_second=round(rows / self.seconds, 1) if self.seconds else 0.0,
+            provenance=record.provenance(self.columns.schema),
+        )
+        run.write(self.out)
+        return run
+
+    def _take_steps(self, bar: Any) -> bool:
+        """All steps that are left; False as soon as the loss is seen not to be finite."""
+        training = self.config.training
+        started = time.perf_counter()
+        for batch in self._batches():
+            loss = train_step(self.model, self.optimizer, batch)
+            self.step += 1
+            bar.update()
+            if self.step % STEPS_PER_LOOK == 0 and not loss.isfinite():
+                return False
+            if self.step % training.evaluate_every == 0 and self.step < self.steps:
+                self.seconds += time.perf_counter() - started
+                result = self._measure(self.model, "validation")
+                if result is None:
+                    return False
+                self.curve.append({"step": self.step, **result._asdict()})
+                self._save({"model": self.model.state_dict(), "served": False, "step": self.step,
+                            "seconds": self.seconds, "curve": self.curve})  # fmt: skip
+                started = time.perf_counter()
+        self.seconds += time.perf_counter() - started
+        return True
+
+    def _batches(self) -> Iterator[Batch]:
+        first_epoch, skip = divmod(self.step, self.steps_per_epoch)
+        for epoch in range(first_epoch, self.config.training.epochs):
+            order = generator(self.seed, "order", epoch)
+            yield from self.columns.shuffled("train", self.config.training.batch_size, order, skip)
+            skip = 0
+
+    def _measure(self, model: DLRM, split: str) -> metrics.Metrics | None:
+        """The split's metrics; None where a score isn't finite."""
+        logits, labels = scores(model, self.columns.in_order(split, EVALUATION_ROWS))
+        return metrics.measure(logits, labels) if metrics.is_finite(logits) else None
+
+    def _save(self, state: dict[str, Any]) -> None:
+        state |= {"config": record.as_json(self.config), "seed": self.seed, "columns": self.columns.schema.as_dict()}
+        with replacing(self.out / CHECKPOINT) as partial:
+            torch.save(state, partial)
+
+    def restore(self) -> None:
+        """Go on from the checkpoint, where there is one. Raises TrainingError where it is another run's."""
+        path = self.out / CHECKPOINT
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        mine = {"config": record.as_json(self.config), "seed": self.seed, "columns": self.columns.schema.as_dict()}
+        for key, value in mine.items():
+            if state[key] != value:
+                raise TrainingError(f"{path}: made with another {key}; delete it, or choose another --out")
+        if not state["served"]:
+            self.model.load_state_dict(state["model"])
+            self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
+
+
+def generator(seed: int, purpose: str, epoch: int = 0) -> torch.Generator:
+    """A stream of random numbers of its own for each purpose (weights, order) and epoch of a run."""
+    entropy = (seed, ("weights", "order").index(purpose), epoch)
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
