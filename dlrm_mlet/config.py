@@ -76,6 +76,11 @@ class TrainingConfig:
                 raise ConfigError(f"training.{key} = {value}: expected a positive number")
 
 
+GRID_KEYS = {f.name: section for section, cls in (("model", ModelConfig), ("training", TrainingConfig))
+             for f in dataclasses.fields(cls)}  # fmt: skip
+"""What a grid may vary, and the section where it belongs."""
+
+
 @dataclass(frozen=True)
 class Config:
     """One point of an experiment: all that decides a run, but the seed."""
@@ -147,6 +152,8 @@ def _points(table: dict[str, Any], grid: Any) -> list[Point]:
     points: list[Point] = []
     for arm, axes in grid.items():
         for key, values in axes.items():
+            if key not in GRID_KEYS:
+                raise ConfigError(f"unknown key grid.{arm}.{key}: expected one of {', '.join(GRID_KEYS)}")
             if not isinstance(values, list) or not values:
                 raise ConfigError(f"grid.{arm}.{key} = {values!r}: expected a list of values")
         made = [
@@ -161,8 +168,7 @@ def _points(table: dict[str, Any], grid: Any) -> list[Point]:
 def _point(table: dict[str, Any], arm: str, varied: dict[str, Any]) -> Point | None:
     sections = {section: dict(table.get(section, {})) for section in ("model", "training")}
     for key, value in varied.items():
-        owner = "model" if key in ModelConfig.__dataclass_fields__ else "training"
-        sections[owner][key] = value  # a key that neither has is refused below, by its name
+        sections[GRID_KEYS[key]][key] = value
     model = sections["model"]
     inner = model.get("inner_dim")
     narrowest = min(inner) if isinstance(inner, list) and inner else inner

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -27,8 +26,3 @@ def measure(logits: Tensor, labels: Tensor) -> Metrics:
         raise ValueError(f"AUC needs both labels; all {len(labels)} rows have label {labels[:1].tolist()}")
     log_loss = F.binary_cross_entropy_with_logits(logits.double(), labels.double()).item()
     return Metrics(auc=float(roc_auc_score(labels.numpy(), logits.numpy())), log_loss=log_loss)
-
-
-def is_finite(logits: Tensor) -> bool:
-    """Whether scores can be measured at all."""
-    return bool(torch.isfinite(logits).all())

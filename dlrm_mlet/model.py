@@ -25,7 +25,7 @@ from dlrm_mlet.embedding import Tables, make_tables
 
 
 def mlp(widths: Sequence[int], generator: torch.Generator | None) -> nn.Sequential:
-    """Linear layers of these widths, ReLU between them; variance of weights 2/(in+out), of biases 1/out, at the start."""
+    """Linear layers of these widths, ReLU between; at the start weights have variance 2/(in+out), biases 1/out."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
         linear = nn.Linear(fan_in, fan_out)

@@ -135,7 +135,7 @@ class DelimitedReader:
         if not ends.size:
             return ends, ends
         starts = np.concatenate(([0], ends[:-1] + 1))
-        return ends, np.add.reduceat(is_separator, starts, dtype=np.int64) + 1
+        return ends, np.add.reduceat(is_separator[: ends[-1]], starts, dtype=np.int64) + 1
 
     def _parse(self, text: bytes, fields: np.ndarray, first_row: int) -> pl.DataFrame:
         wrong = np.flatnonzero(fields != len(self.header))

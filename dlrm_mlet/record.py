@@ -58,15 +58,23 @@ def read(directory: Path) -> Record | None:
         raise RecordError(f"{path}: not a record: {error}; delete it to run again") from None
 
 
-def same_run(record: Record, config: Config, schema: Schema) -> str | None:
-    """What differs between the run that made the record and the one that is asked for; None where nothing does."""
-    was, now = _flat(record.config), _flat(as_json(config))
+def of_run(directory: Path, config: Config, seed: int, schema: Schema) -> Record | None:
+    """The record of this very run in its directory; None where it isn't finished.
+
+    Raises RecordError where the record is damaged, or was made by another config, seed or data set.
+    """
+    found = read(directory)
+    if found is None:
+        return None
+    was = _flat({**found.config, "seed": found.seed, "columns": found.provenance["columns"]})
+    now = _flat({**as_json(config), "seed": seed, "columns": schema.fingerprint})
     for key in sorted(was.keys() | now.keys()):
         if was.get(key) != now.get(key):
-            return f"{key} was {was.get(key)} and is now {now.get(key)}"
-    if record.provenance["columns"] != schema.fingerprint:
-        return f"the columns were {record.provenance['columns']} and are now {schema.fingerprint}"
-    return None
+            difference = f"{key} was {was.get(key)} and is now {now.get(key)}"
+            raise RecordError(
+                f"{directory / FILE} is of another run ({difference}); move it away, or choose another --out"
+            )
+    return found
 
 
 def as_json(config: Config) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from dlrm_mlet import columns, record
 from dlrm_mlet.columns import Columns
 from dlrm_mlet.config import Config, Experiment, Point
-from dlrm_mlet.record import Record, RecordError
+from dlrm_mlet.record import Record
 
 
 class SweepError(RuntimeError):
@@ -28,6 +28,10 @@ class PlannedRun:
     point: Point
     seed: int
     directory: Path
+
+    def record(self, loaded: Columns) -> Record | None:
+        """Its record; None where it isn't finished. Raises RecordError where the record is another run's."""
+        return record.of_run(self.directory, self.point.config, self.seed, loaded.schema)
 
 
 def plan(experiment: Experiment, out: Path) -> list[PlannedRun]:
@@ -48,22 +52,13 @@ def sweep(experiment: Experiment, data: Path, out: Path, jobs: int) -> list[tupl
     """
     runs = plan(experiment, out)
     loaded = columns.load(data)
-    missing = [run for run in runs if read_matching(run, loaded) is None]
+    missing = [run for run in runs if run.record(loaded) is None]
     # the longest first, so that no core waits for one at the end
     missing.sort(key=lambda run: max(run.point.config.model.inner_dims, default=0), reverse=True)
     with tqdm(total=len(runs), initial=len(runs) - len(missing), desc="runs", unit=" runs", disable=None) as bar:
         for _ in _train_all(missing, data, min(jobs, len(missing))):
             bar.update()
-    return [(run, found) for run in runs if (found := read_matching(run, loaded)) is not None]
-
-
-def read_matching(run: PlannedRun, loaded: Columns) -> Record | None:
-    """The run's record; None where it isn't finished. Raises RecordError where the record is another run's."""
-    found = record.read(run.directory)
-    if found is not None and (difference := record.same_run(found, run.point.config, loaded.schema)):
-        path = run.directory / record.FILE
-        raise RecordError(f"{path} is of another run ({difference}); move it away, or choose another --out")
-    return found
+    return [(run, found) for run in runs if (found := run.record(loaded)) is not None]
 
 
 def _train_all(runs: list[PlannedRun], data: Path, jobs: int) -> Iterator[None]:

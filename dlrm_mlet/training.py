@@ -73,6 +73,12 @@ def scores(model: DLRM, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
     return torch.cat(logits), torch.cat(labels)
 
 
+def measure(model: DLRM, columns: Columns, split: str) -> metrics.Metrics | None:
+    """The metrics of a whole split; None where a score isn't finite."""
+    logits, labels = scores(model, columns.in_order(split, EVALUATION_ROWS))
+    return metrics.measure(logits, labels) if logits.isfinite().all() else None
+
+
 def train(
     config: Config, columns: Columns, seed: int, out: Path, resume: bool = False, bar: Any = None
 ) -> record.Record:
@@ -81,7 +87,10 @@ def train(
     Leaves `out`/record.json, and `out`/checkpoint.pt with the served model. While it runs, the checkpoint holds the
     state at the last point of the validation curve, where `resume` goes on, to the same bits. The seed decides the
     weights and, apart from them, the order of the rows. `bar` is a tqdm bar to move; by default the run draws its own.
+    A run whose record is in `out` is not made again. Raises RecordError where the record there is another run's.
     """
+    if finished := record.of_run(out, config, seed, columns.schema):
+        return finished
     with cpu.threads(config.training.threads):
         run = Run(config, columns, seed, out)
         if resume:
@@ -115,7 +124,7 @@ class Run:
         measured = None
         served = self.model.collapse()
         if status == "finished":
-            results = {split: self._measure(served, split) for split in ("validation", "test")}
+            results = {split: measure(served, self.columns, split) for split in ("validation", "test")}
             measured = {split: result._asdict() for split, result in results.items() if result}
             if len(measured) < len(results):
                 status, measured = "diverged", None
@@ -153,7 +162,7 @@ class Run:
                 return False
             if self.step % training.evaluate_every == 0 and self.step < self.steps:
                 self.seconds += time.perf_counter() - started
-                result = self._measure(self.model, "validation")
+                result = measure(self.model, self.columns, "validation")
                 if result is None:
                     return False
                 self.curve.append({"step": self.step, **result._asdict()})
@@ -169,11 +178,6 @@ class Run:
             order = generator(self.seed, "order", epoch)
             yield from self.columns.shuffled("train", self.config.training.batch_size, order, skip)
             skip = 0
-
-    def _measure(self, model: DLRM, split: str) -> metrics.Metrics | None:
-        """The split's metrics; None where a score isn't finite."""
-        logits, labels = scores(model, self.columns.in_order(split, EVALUATION_ROWS))
-        return metrics.measure(logits, labels) if metrics.is_finite(logits) else None
 
     def _save(self, state: dict[str, Any]) -> None:
         state |= {"config": record.as_json(self.config), "seed": self.seed, "columns": self.columns.schema.as_dict()}

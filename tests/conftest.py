@@ -1,0 +1,60 @@
+"""Small data sets that several modules' tests share."""
+
+import csv
+import random
+from pathlib import Path
+
+import pytest
+
+from dlrm_mlet.columns import Columns, load
+from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
+from dlrm_mlet.datasets import Dataset
+from dlrm_mlet.preprocess import preprocess
+
+CLICKS = Dataset(
+    name="clicks",
+    label="clicked",
+    dense=("age", "price"),
+    categorical=("user", "ad", "site"),
+    transform={"age": "identity"},
+)
+
+
+@pytest.fixture(scope="session")
+def clicks_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3,000 rows in which the ad and the price decide the click, with missing values in every column but the label."""
+    rng = random.Random(1)
+    path = tmp_path_factory.mktemp("raw") / "clicks.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["user", "clicked", "age", "ad", "price", "site", "unused"])
+        for _ in range(3000):
+            ad, price = rng.randrange(20), rng.expovariate(1)
+            clicked = int(rng.random() < (0.8 if ad % 3 == 0 else 0.2) / (1 + price / 4))
+            row = [f"u{rng.randrange(200)}", clicked, rng.randrange(90), f"{ad:08x}", f"{price:.3f}", "x,y", ""]
+            for i in (0, 2, 3, 4, 5):
+                if rng.random() < 0.05:
+                    row[i] = ""
+            writer.writerow(row)
+    return path
+
+
+@pytest.fixture(scope="session")
+def clicks_directory(clicks_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same rows as columns on disk."""
+    out = tmp_path_factory.mktemp("data") / "clicks"
+    preprocess(CLICKS, out, clicks_csv)
+    return out
+
+
+@pytest.fixture(scope="session")
+def clicks(clicks_directory: Path) -> Columns:
+    """The same columns, loaded."""
+    return load(clicks_directory)
+
+
+@pytest.fixture
+def small_mlet() -> Config:
+    """A run of 38 steps."""
+    model = ModelConfig(embedding_dim=4, inner_dim=16, bottom_mlp=(16,), top_mlp=(32, 16))
+    return Config("clicks", model, TrainingConfig(batch_size=64, evaluate_every=10))

@@ -1,0 +1,119 @@
+"""Every key of an experiment's file is checked, and errors name the file, the key and what was expected."""
+
+from pathlib import Path
+
+import pytest
+
+from dlrm_mlet.config import ConfigError, load
+
+EXPERIMENT = """
+dataset = "clicks"
+seeds = [3, 4]
+
+[model]
+embedding_dim = 4
+inner_dim = 64
+bottom_mlp = [256, 128]
+top_mlp = [512, 256]
+
+[training]
+learning_rate = 1
+"""
+
+GRID = (
+    EXPERIMENT.replace("embedding_dim = 4\ninner_dim = 64\n", "")
+    + """
+[grid]
+single = { embedding_dim = [4, 32] }
+mlet = { inner_dim = [16, [64, 32]], embedding_dim = [4, 32], learning_rate = [0.1, 0.2] }
+"""
+)
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write_file(text: str) -> Path:
+        path = tmp_path / "experiment.toml"
+        path.write_text(text)
+        return path
+
+    return write_file
+
+
+def test_a_file_without_a_grid_is_one_point(write):
+    experiment = load(write(EXPERIMENT), ["model.inner_dim=[32, 16]", "training.batch_size=256"])
+    (point,) = experiment.points
+    assert experiment.seeds == (3, 4)
+    assert point.config.model.inner_dims == (32, 16)
+    assert point.config.model.bottom_mlp == (256, 128)
+    assert point.config.training.learning_rate == 1.0
+    assert point.config.training.batch_size == 256
+    assert point.config.training.epochs == 1
+
+
+def test_a_grid_is_every_combination_without_those_of_k_below_d(write):
+    points = load(write(GRID)).points
+    found = [
+        (p.arm, p.config.model.inner_dims, p.config.model.embedding_dim, p.config.training.learning_rate)
+        for p in points
+    ]
+    mlet = [((16,), 4), ((64, 32), 4), ((64, 32), 32)]
+    assert found == [("single", (), 4, 1.0), ("single", (), 32, 1.0)] + [
+        ("mlet", k, d, rate) for k, d in mlet for rate in (0.1, 0.2)
+    ]
+    assert len({point.label for point in points}) == len(points)
+
+
+def test_a_bottleneck_is_kept_where_it_is_meant(write):
+    points = load(write(GRID.replace("[training]", "allow_bottleneck = true\n[training]"))).points
+    assert ((16,), 32) in {(p.config.model.inner_dims, p.config.model.embedding_dim) for p in points}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("learning_rate = 1", "learning_rat = 1"), "unknown key training.learning_rat: expected one of learning_rate"),
+        (("learning_rate = 1", "learning_rate = 'fast'"), "training.learning_rate = 'fast': expected float"),
+        (("learning_rate = 1", "learning_rate = true"), "training.learning_rate = True: expected float"),
+        (("learning_rate = 1", "learning_rate = 0"), "training.learning_rate = 0.0: expected a positive number"),
+        (("embedding_dim = 4", "embedding_dim = 4.0"), "model.embedding_dim = 4.0: expected int"),
+        (("embedding_dim = 4", ""), "missing key model.embedding_dim"),
+        (("embedding_dim = 4", "embedding_dim = 128"), "model.inner_dim = 64 is below embedding_dim = 128"),
+        (("inner_dim = 64", "inner_dim = [64, 2]"), "model.inner_dim = 2 is below embedding_dim = 4"),
+        (("inner_dim = 64", "inner_dim = []"), "model.inner_dim = []: expected at least one width"),
+        (("[256, 128]", "[256, '128']"), "model.bottom_mlp[1] = '128': expected int"),
+        (("[256, 128]", "[256, 0]"), "model.bottom_mlp"),
+        (("[3, 4]", "[3, 3]"), "seeds = [3, 3]: expected distinct"),
+        (("[model]", "[modle]"), "unknown key modle"),
+        (('dataset = "clicks"', "dataset = ["), "not TOML"),
+    ],
+)
+def test_an_error_names_the_file_the_key_and_what_was_expected(write, change, message):
+    path = write(EXPERIMENT.replace(*change))
+    with pytest.raises(ConfigError) as error:
+        load(path)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("single = { embedding_dim = 4 }", "grid.single.embedding_dim = 4: expected a list"),
+        ("single = { embeding_dim = [4] }", "unknown key grid.single.embeding_dim: expected one of embedding_dim"),
+        ("mlet = { inner_dim = [4], embedding_dim = [8] }", "no combination has inner_dim >= embedding_dim"),
+        ("", "expected named arms"),
+    ],
+)
+def test_a_grid_that_cannot_be_meant_is_refused(write, grid, message):
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+        load(write(GRID.partition("[grid]")[0] + "[grid]\n" + grid))
+
+
+def test_a_missing_file_and_a_bad_override_are_named(write, tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere.toml: no such file"):
+        load(tmp_path / "nowhere.toml")
+    with pytest.raises(ConfigError, match=r"--set model.inner_dim: expected section.key=value"):
+        load(write(EXPERIMENT), ["model.inner_dim"])
+    with pytest.raises(ConfigError, match=r"unknown key model.k"):
+        load(write(EXPERIMENT), ["model.k=64"])

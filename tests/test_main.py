@@ -1,0 +1,90 @@
+"""The command line from end to end: what people type, and what they are told when it goes wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dlrm_mlet.__main__ import main
+
+MINE = """
+name = "mine"
+label = "clicked"
+dense = ["age", "price"]
+categorical = ["user", "ad", "site"]
+split = "ordered"
+"""
+
+RUN = """
+dataset = "mine"
+seeds = [7]
+[model]
+embedding_dim = 4
+inner_dim = 8
+bottom_mlp = [16]
+top_mlp = [16]
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, clicks_csv) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(MINE)
+    (tmp_path / "run.toml").write_text(RUN)
+    (tmp_path / "clicks.csv").write_bytes(clicks_csv.read_bytes())
+    return tmp_path
+
+
+def test_a_data_set_of_ones_own_from_raw_file_to_record(here, capsys):
+    assert main(["preprocess", "mine.toml", "--raw", "clicks.csv"]) == 0
+    assert "data/mine: train 2,400, validation 300, test 300 rows" in capsys.readouterr().out
+    assert main(["train", "run.toml", "--set", "model.inner_dim=16", "--set", "training.epochs=2"]) == 0
+    record = json.loads((here / "results/mine/run/seed=7/record.json").read_text())
+    assert record["config"]["model"]["inner_dim"] == 16
+    assert record["steps"] == 2 * 19
+    out = capsys.readouterr().out
+    assert f"test: AUC {record['metrics']['test']['auc']:.4f}" in out
+    assert main(["sweep", "run.toml", "--out", "results/mine/alone"]) == 0
+    assert (here / "results/mine/alone.csv").read_text().count("\n") == 2
+    assert (here / "results/mine/alone.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["preprocess", "mine.toml"], "expected the path of its raw file"),
+        (["preprocess", "mine.toml", "--raw", "gone.csv"], "gone.csv: no such file"),
+        (["preprocess", "gone.toml"], "gone.toml: no such file"),
+        (["train", "run.toml"], "data/mine/schema.json: no such file; expected a data set that `dlrm-mlet preprocess`"),
+        (
+            ["train", "run.toml", "--set", "model.inner_dim=2"],
+            "run.toml: model.inner_dim = 2 is below embedding_dim = 4",
+        ),
+        (["train", "gone.toml"], "gone.toml: no such file"),
+        (["sweep", "run.toml"], "data/mine/schema.json: no such file"),
+        (["report", "."], "no results"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_1(here, capsys, arguments, message):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("dlrm-mlet: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_finished_run_is_not_overwritten(here, capsys):
+    main(["preprocess", "mine.toml", "--raw", "clicks.csv"])
+    assert main(["train", "run.toml"]) == 0
+    before = (here / "results/mine/run/seed=7/record.json").read_bytes()
+    assert main(["train", "run.toml", "--set", "training.epochs=2"]) == 1
+    assert "is of another run (training.epochs was 1 and is now 2)" in capsys.readouterr().err
+    assert main(["train", "run.toml"]) == 0
+    assert (here / "results/mine/run/seed=7/record.json").read_bytes() == before
+
+
+def test_training_needs_no_table_reader_and_no_plotting():
+    code = "import sys, dlrm_mlet.training, dlrm_mlet.sweep; print({'polars', 'matplotlib'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

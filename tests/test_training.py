@@ -1,0 +1,163 @@
+"""One run: the fused step against the textbook's, its seeds, its end, and how it goes on after a stop."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlrm_mlet import cpu, training
+from dlrm_mlet.columns import Batch
+from dlrm_mlet.config import ModelConfig
+from dlrm_mlet.model import DLRM, build
+from dlrm_mlet.training import SGD, TrainingError, train, train_step
+
+TABLE_ROWS = (6, 30, 500)
+DENSE_WIDTH = 5
+
+
+class TextbookTables(nn.Module):
+    """What the published code trains: for each feature an nn.EmbeddingBag(sparse=True) and an nn.Linear."""
+
+    def __init__(self, model: DLRM):
+        super().__init__()
+        tables = model.tables
+        weights = tables.weight.detach().clone().split(tables.table_rows)
+        self.table_rows = tables.table_rows
+        self.bags = nn.ModuleList(
+            nn.EmbeddingBag.from_pretrained(w, freeze=False, mode="sum", sparse=True) for w in weights
+        )
+        self.chains = nn.ModuleList(nn.Sequential() for _ in weights)
+        for projection in getattr(tables, "projections", ()):
+            for chain, matrix in zip(self.chains, projection.detach().clone(), strict=True):
+                linear = nn.Linear(*matrix.shape, bias=False)
+                linear.weight = nn.Parameter(matrix.t().contiguous())
+                chain.append(linear)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, F) ids -> (B, F, D)."""
+        features = zip(self.bags, self.chains, ids.long().t(), strict=True)
+        return torch.stack([chain(bag(column[:, None])) for bag, chain, column in features], dim=1)
+
+    def collapsed(self) -> Tensor:
+        """All features' tables, one below another: (N, D)."""
+        return torch.cat([chain(bag.weight) for bag, chain in zip(self.bags, self.chains, strict=True)])
+
+
+@pytest.mark.parametrize("inner_dim", [None, 16, (16, 8)])
+def test_the_fused_step_is_the_textbooks_over_100_steps(inner_dim):
+    config = ModelConfig(4, (16,), (32,), inner_dim)
+    ours = build(config, DENSE_WIDTH, TABLE_ROWS, torch.Generator().manual_seed(0)).double()
+    textbook = build(config, DENSE_WIDTH, TABLE_ROWS, torch.Generator().manual_seed(0)).double()
+    textbook.tables = TextbookTables(ours)
+    fused, plain = SGD(ours.parameters(), 0.2), torch.optim.SGD(textbook.parameters(), 0.2)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(100):
+        ids = torch.stack([torch.randint(n, (64,), generator=generator) for n in TABLE_ROWS], dim=1).int()
+        assert len(ids[:, 0].unique()) < 64  # so that one row is used more than once in a batch
+        dense = torch.randn(64, DENSE_WIDTH, generator=generator, dtype=torch.float64)
+        label = (torch.rand(64, generator=generator) < 0.3).double()
+        loss = train_step(ours, fused, Batch(dense, ids, label))
+        expected = F.binary_cross_entropy(torch.sigmoid(textbook(dense, ids)), label)
+        plain.zero_grad()
+        expected.backward()
+        plain.step()
+        torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(ours.tables.collapse().weight.data, textbook.tables.collapsed().data)
+    for mine, theirs in zip(ours.top_mlp.parameters(), textbook.top_mlp.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert all(parameter.grad is None for parameter in ours.parameters())
+
+
+def test_a_run_learns_and_leaves_a_whole_record(clicks, small_mlet, tmp_path):
+    config = dataclasses.replace(small_mlet, training=dataclasses.replace(small_mlet.training, epochs=8))
+    record = train(config, clicks, seed=0, out=tmp_path)
+    assert record.status == "finished"
+    assert record.steps == 8 * 38
+    assert record.metrics["test"]["auc"] > 0.65  # the planted rule; chance is 0.5
+    assert [point["step"] for point in record.curve] == list(range(10, 8 * 38, 10))
+    assert record.parameters["trained_tables"] == sum(clicks.schema.table_rows) * 16 + 3 * 16 * 4
+    assert record.parameters["served_tables"] == sum(clicks.schema.table_rows) * 4
+    written = json.loads((tmp_path / "record.json").read_text())
+    assert written == json.loads(json.dumps(dataclasses.asdict(record)))
+    assert written["config"]["training"]["learning_rate"] == 0.2
+
+
+def test_the_checkpoint_is_the_served_model_of_the_record(clicks, small_mlet, tmp_path):
+    record = train(small_mlet, clicks, seed=0, out=tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    single = dataclasses.replace(small_mlet.model, inner_dim=None)
+    served = build(single, 2, clicks.schema.table_rows, None)
+    served.load_state_dict(state["model"])
+    with cpu.threads(1):  # as in a run
+        auc, log_loss = training.measure(served, clicks, "test")
+    assert auc == record.metrics["test"]["auc"]
+    assert log_loss == record.metrics["test"]["log_loss"]
+
+
+def test_the_batch_size_cannot_change_a_splits_metrics(clicks, small_mlet, monkeypatch):
+    model = build(small_mlet.model, 2, clicks.schema.table_rows, torch.Generator().manual_seed(0)).double()
+    exact = dataclasses.replace(clicks, dense=clicks.dense.double())
+    found = []
+    for batch_size in (1, 7, 256, 300, 1000):
+        monkeypatch.setattr(training, "EVALUATION_ROWS", batch_size)
+        found.append(training.measure(model, exact, "test"))
+    assert all(other == pytest.approx(found[0], abs=1e-12) for other in found)
+
+
+def outcome(directory: Path) -> tuple[dict, dict]:
+    record = json.loads((directory / "record.json").read_text())
+    for key in ("seconds", "rows_per_second", "provenance"):
+        record.pop(key)
+    return record, torch.load(directory / "checkpoint.pt", weights_only=True)["model"]
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    (record, model), (record_2, model_2) = outcome(one), outcome(other)
+    assert record == record_2
+    assert all(torch.equal(model[key], model_2[key]) for key in model)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_other_ones(clicks, small_mlet, tmp_path):
+    for name, seed in (("one", 5), ("two", 5), ("other", 6)):
+        train(small_mlet, clicks, seed, tmp_path / name)
+    assert_same_bits(tmp_path / "one", tmp_path / "two")
+    assert outcome(tmp_path / "one")[0]["metrics"] != outcome(tmp_path / "other")[0]["metrics"]
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(clicks, small_mlet, tmp_path, monkeypatch):
+    config = dataclasses.replace(small_mlet, training=dataclasses.replace(small_mlet.training, epochs=2))
+    train(config, clicks, 0, tmp_path / "whole")
+    steps = 0
+
+    def stopping_step(*arguments):
+        nonlocal steps
+        steps += 1
+        if steps == 57:  # in the second epoch
+            raise KeyboardInterrupt
+        return train_step(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "train_step", stopping_step)
+        train(config, clicks, 0, tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "record.json").exists()
+    train(config, clicks, 0, tmp_path / "stopped", resume=True)
+    assert_same_bits(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_another_runs_checkpoint_is_refused(clicks, small_mlet, tmp_path):
+    train(small_mlet, clicks, 0, tmp_path)
+    (tmp_path / "record.json").unlink()
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt: made with another seed"):
+        train(small_mlet, clicks, 1, tmp_path, resume=True)
+
+
+def test_a_run_that_diverges_says_so(clicks, small_mlet, tmp_path):
+    wild = dataclasses.replace(small_mlet, training=dataclasses.replace(small_mlet.training, learning_rate=1e9))
+    record = train(wild, clicks, 0, tmp_path)
+    assert record.status == "diverged"
+    assert record.metrics is None
+    assert (tmp_path / "record.json").exists()
