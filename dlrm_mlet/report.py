@@ -243,6 +243,9 @@ def _plot(ax: Axes, curves: Sequence[Curve], measure: str) -> None:
             shown += 1
         # each curve a little aside, so that error bars don't hide one another
         beside = [d * 2 ** (0.03 * (i - len(curves) / 2)) for d in dimensions]
+        for place, d in zip(beside, dimensions, strict=True):  # each seed as a dot: a mean can hide one that is far off
+            values = curve.values(d, measure)
+            ax.plot([place] * len(values), values, ".", markersize=3, alpha=0.6, color=look["color"], zorder=4)
         ax.errorbar(beside, means, yerr=bars, marker=MARKERS[i % len(MARKERS)], capsize=3, label=curve.label, **look)
     ticks = sorted({d for curve in curves for d in curve.points})
     ax.set_xscale("log", base=2)
