@@ -36,6 +36,13 @@ def _parser() -> argparse.ArgumentParser:
     preprocess.add_argument("--out", type=Path, help="default: data/<name>")
     preprocess.set_defaults(run=_preprocess)
 
+    synthesize = commands.add_parser("synthesize", help="a raw file of a data set's format, of any size")
+    synthesize.add_argument("dataset", help="criteo-kaggle or avazu")
+    synthesize.add_argument("--rows", type=int, required=True)
+    synthesize.add_argument("--out", type=Path, required=True)
+    synthesize.add_argument("--seed", type=int, default=0)
+    synthesize.set_defaults(run=_synthesize)
+
     train = commands.add_parser("train", help="one run of a config")
     train.add_argument("config", type=Path)
     train.add_argument("--data", type=Path, help="the data set's directory; default: data/<dataset>")
@@ -66,8 +73,17 @@ def _preprocess(options: argparse.Namespace) -> None:
     dataset = datasets.load(options.dataset)
     out = options.out or DATA / dataset.name
     schema = preprocess(dataset, out, options.raw)
+    for mismatch in schema.mismatches:
+        print(f"dlrm-mlet: warning: {dataset.name}: {mismatch}; this may be another file", file=sys.stderr)
     rows = ", ".join(f"{split} {count:,}" for split, count in schema.rows.items())
     print(f"{out}: {rows} rows; {len(schema.table_rows)} tables of {sum(schema.table_rows):,} rows in all")
+
+
+def _synthesize(options: argparse.Namespace) -> None:
+    from dlrm_mlet.synthetic import synthesize
+
+    synthesize(options.dataset, options.rows, options.out, options.seed)
+    print(f"{options.out}: {options.rows:,} rows of {options.dataset}'s format, {options.out.stat().st_size:,} bytes")
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -36,7 +36,11 @@ class Schema:
     split_seed: int
     transform: dict[str, str]
     source: dict[str, str | int]
-    """The raw file: its name, bytes and sha256."""
+    """The raw file: its name, and its text's bytes and sha256."""
+    vocabulary: str
+    """SHA-256 of the values, in the order of their ids."""
+    mismatches: tuple[str, ...]
+    """What differs from the counts that are known of the whole data set."""
 
     def as_dict(self) -> dict[str, Any]:
         """As in schema.json."""

@@ -1,12 +1,14 @@
 """What each data set is, as data: its columns, their transforms, how its rows are split, which counts to expect."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from dlrm_mlet.config import ConfigError, build, read_toml
 
-Transform = Literal["log1p", "identity"]
+Transform = Literal["log1p", "identity", "hour_of_day", "unix_hour"]
+"""log1p: log(1 + max(x, 0)); identity: x; hour_of_day: log(1 + h) of a time YYMMDDHH; unix_hour: the same of a time in
+seconds since 1970, which YYMMDDHH is not: the published Avazu notebook read it so, and got log(6) for every row."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,19 @@ class Dataset:
     """Columns of numbers; a missing one is 0."""
     categorical: tuple[str, ...]
     """Columns of values of any kind, compared as text; a missing one is a value of its own."""
-    split: Literal["random", "ordered"] = "random"
-    """80/10/10 for training, validation and test: drawn at random, or the rows' own order."""
+    split: Literal["random", "ordered", "days"] = "random"
+    """80/10/10 for training, validation and test: drawn at random, or in the rows' own order. "days": in the rows' own
+    order six sevenths, which are days of near-equal length, for training, and the last day halved."""
     split_seed: int = 0
     transform: dict[str, Transform] = field(default_factory=dict)
     """Of a dense column, where it isn't log1p: log(1 + max(x, 0))."""
+    columns: tuple[str, ...] = ()
+    """All columns in order, of delimited text that has no header."""
+    hexadecimal: tuple[str, ...] = ()
+    """Categorical columns in which all values have 8 hexadecimal digits, and anything else is an error."""
+    lost_rows: bool = False
+    """Leave out the rows that the published Avazu loader lost: the first, then every 100,001st, and what follows the
+    last whole 100,001."""
     rows: int | None = None
     """Expected rows of the whole data set."""
     table_rows: tuple[int, ...] | None = None
@@ -37,6 +47,14 @@ class Dataset:
             raise ConfigError(f"columns {', '.join(twice)} are named twice: each has one role")
         if not self.categorical:
             raise ConfigError("categorical = []: expected at least one column to embed")
+        unknown = sorted(({*columns} if self.columns else set()) - set(self.columns))
+        if unknown:
+            raise ConfigError(
+                f"columns: {', '.join(unknown)} not among them; expected all columns of the file in order"
+            )
+        strangers = sorted(set(self.hexadecimal) - set(self.categorical))
+        if strangers:
+            raise ConfigError(f"hexadecimal: {strangers[0]} is not a categorical column")
         strangers = sorted(set(self.transform) - set(self.dense))
         if strangers:
             raise ConfigError(f"transform.{strangers[0]}: not a dense column; expected one of {', '.join(self.dense)}")
@@ -56,7 +74,46 @@ FLIGHTS = Dataset(
     table_rows=(16, 3835, 4037, 3, 104, 12, 31, 365, 19, 1020, 1162),
 )  # fmt: skip
 
-BUILT_IN = {dataset.name: dataset for dataset in (FLIGHTS,)}
+_CRITEO_DENSE = tuple(f"I{i}" for i in range(1, 14))
+_CRITEO_SPARSE = tuple(f"C{i}" for i in range(1, 27))
+
+CRITEO_KAGGLE = Dataset(
+    name="criteo-kaggle",
+    label="label",
+    dense=_CRITEO_DENSE,
+    categorical=_CRITEO_SPARSE,
+    split="days",
+    columns=("label", *_CRITEO_DENSE, *_CRITEO_SPARSE),
+    hexadecimal=_CRITEO_SPARSE,
+    rows=45_840_617,
+    table_rows=(
+        1460, 583, 10_131_227, 2_202_608, 305, 24, 12_517, 633, 3, 93_145, 5683, 8_351_593, 3194, 27, 14_992, 5_461_306,
+        10, 5652, 2173, 4, 7_046_547, 18, 15, 286_181, 105, 142_572,
+    ),
+)  # fmt: skip
+
+AVAZU = Dataset(
+    name="avazu",
+    label="click",
+    dense=("hour",),
+    categorical=(
+        "C1", "banner_pos", "site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category",
+        "device_id", "device_ip", "device_model", "device_type", "device_conn_type", "C14", "C15", "C16", "C17", "C18",
+        "C19", "C20", "C21",
+    ),
+    transform={"hour": "hour_of_day"},
+    hexadecimal=(
+        "site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category", "device_id", "device_ip",
+        "device_model",
+    ),
+    rows=40_428_967,
+)  # fmt: skip
+
+AVAZU_AS_PUBLISHED = replace(
+    AVAZU, name="avazu-as-published", transform={"hour": "unix_hour"}, lost_rows=True, rows=40_400_000
+)
+
+BUILT_IN = {dataset.name: dataset for dataset in (FLIGHTS, CRITEO_KAGGLE, AVAZU, AVAZU_AS_PUBLISHED)}
 
 
 def load(name_or_path: str) -> Dataset:

@@ -1,6 +1,9 @@
 """Raw rows -> columns on disk: numbers transformed, values numbered, rows laid out by split; in bounded memory."""
 
-from collections.abc import Callable, Iterator
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,26 +15,29 @@ from dlrm_mlet import flights
 from dlrm_mlet.columns import SPLITS, Schema
 from dlrm_mlet.datasets import FLIGHTS, Dataset
 from dlrm_mlet.files import replacing_directory, write_json
-from dlrm_mlet.raw import Block, RawError, open_raw
+from dlrm_mlet.raw import Block, RawError, ahead, open_raw
+from dlrm_mlet.vocabulary import Hexadecimals, Labels, Numbers, SpooledColumn, Texts
 
-COPY_ROWS = 1 << 20
-Where = Callable[[int], str]
+COPY_ROWS = 1 << 14
+LOADER_ROWS = 100_000
 
 
 def preprocess(dataset: Dataset, out: Path, raw: Path | None = None) -> Schema:
     """Write the data set's directory `out`, which appears whole or not at all, and return its schema.
 
-    `raw` is a CSV, TSV or Parquet file; the embedded data set, flights, needs none. Rows are laid out as training,
-    validation, test, each in the file's order; a value's id is its place among its column's values by first
-    appearance, and the values themselves are kept in vocabulary/<column>.parquet.
+    `raw` is a CSV, TSV or Parquet file, delimited text also as .gz or .zip; the embedded data set, flights, needs
+    none. It is read once, in blocks, each column going to a file of its own; then values are numbered, and rows are
+    laid out as training, validation, test, each in the file's order. The values themselves are kept in
+    vocabulary/<column>.arrow, the n-th one being that of id n.
 
-    Raises RawError, which names the file and line, at the first row that doesn't fit the data set.
+    Raises RawError, which names the file and line, at the first row that doesn't fit the data set. Counts that differ
+    from what is known of the whole data set are no error: the schema lists them as mismatches.
     """
     columns = (dataset.label, *dataset.dense, *dataset.categorical)
     source: dict[str, str | int]
     with replacing_directory(out) as directory:
         if raw is not None:
-            reader = open_raw(raw, columns)
+            reader = open_raw(raw, columns, dataset.dense, dataset.hexadecimal, dataset.columns)
             source = reader.description  # complete once all blocks are read
             blocks, where = reader.blocks(), reader.where
         elif dataset.name == FLIGHTS.name:
@@ -40,146 +46,127 @@ def preprocess(dataset: Dataset, out: Path, raw: Path | None = None) -> Schema:
             blocks, where = iter([Block(table.select(columns), 0)]), lambda row: f"{flights.PACKAGE}: flight {row + 1}"
         else:
             raise RawError(f"data set {dataset.name!r} isn't embedded; expected the path of its raw file (--raw)")
-        vocabularies = [Vocabulary() for _ in dataset.categorical]
-        rows = _spool(dataset, blocks, where, vocabularies, directory)
+        label = Labels(dataset.label, directory)
+        dense = [Numbers(name, directory, dataset.transform.get(name, "log1p")) for name in dataset.dense]
+        sparse = [(Hexadecimals if c in dataset.hexadecimal else Texts)(c, directory) for c in dataset.categorical]
+        rows = _spool(dataset, blocks, where, [label, *dense, *sparse])
         if rows < 10:
-            raise RawError(f"{raw}: {rows} rows; expected at least 10, to split them 80/10/10")
-        split_rows, split_of_row = split(dataset, rows)
-        dense_width, sparse_width = len(dataset.dense), len(dataset.categorical)
-        for name, dtype, shape in (
-            ("dense", np.float32, (rows, dense_width)),
-            ("sparse", np.int32, (rows, sparse_width)),
-            ("label", np.uint8, (rows,)),
-        ):
-            _lay_out(directory / name, np.dtype(dtype), shape, split_of_row, split_rows)
+            raise RawError(f"{raw}: {rows} rows; expected at least 10, to split them")
+        split_rows = split_sizes(dataset, rows)
+        of_row = None
+        if dataset.split == "random":
+            of_row = np.repeat(np.arange(len(SPLITS), dtype=np.uint8), split_rows)
+            np.random.default_rng(dataset.split_seed).shuffle(of_row)
         (directory / "vocabulary").mkdir()
-        for column, vocabulary in zip(dataset.categorical, vocabularies, strict=True):
-            vocabulary.values().to_frame(column).write_parquet(directory / "vocabulary" / f"{column}.parquet")
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            numbering = [pool.submit(column.number, rows, directory / "vocabulary") for column in sparse]
+            others = [
+                pool.submit(_assemble, directory / "dense.npy", dense, (rows, len(dense)), of_row, split_rows),
+                pool.submit(_assemble, directory / "label.npy", [label], (rows,), of_row, split_rows),
+            ]
+            table_rows, digests = zip(*(future.result() for future in numbering), strict=True)
+            _assemble(directory / "sparse.npy", sparse, (rows, len(sparse)), of_row, split_rows)
+            for future in others:
+                future.result()
         schema = Schema(
             dataset=dataset.name,
             label=dataset.label,
             dense=dataset.dense,
             categorical=dataset.categorical,
-            table_rows=tuple(len(vocabulary) for vocabulary in vocabularies),
+            table_rows=table_rows,
             rows=dict(zip(SPLITS, split_rows, strict=True)),
             split=dataset.split,
             split_seed=dataset.split_seed,
-            transform={column: dataset.transform.get(column, "log1p") for column in dataset.dense},
+            transform={column.name: column.transform for column in dense},
             source=source,
+            vocabulary=hashlib.sha256("".join(digests).encode()).hexdigest(),
+            mismatches=mismatches(dataset, rows, table_rows),
         )
-        _check_counts(dataset, schema)
         write_json(directory / "schema.json", schema.as_dict())
     return schema
 
 
-class Vocabulary:
-    """Text -> ids, numbered from 0 by first appearance; missing (null) and the empty string are the one value ''."""
-
-    def __init__(self) -> None:
-        self._dtype = pl.Categorical(pl.Categories.random())
-        self._seen = pl.Series([], dtype=self._dtype)  # keeps the numbering alive between blocks
-        self._rows = 0
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def ids(self, values: pl.Series) -> np.ndarray:
-        """(rows,) text -> (rows,) int32 ids; values not seen before get the next numbers."""
-        coded = values.fill_null("").cast(self._dtype)
-        self._seen = coded
-        ids = coded.to_physical().to_numpy().astype(np.int32)
-        self._rows = max(self._rows, int(ids.max(initial=-1)) + 1)
-        return ids
-
-    def values(self) -> pl.Series:
-        """The value of each id, in order."""
-        return self._dtype.categories.to_series()
-
-
-def split(dataset: Dataset, rows: int) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Sizes of the three splits, a tenth (rounded down) each for validation and test, and each row's split: 0, 1, 2."""
+def split_sizes(dataset: Dataset, rows: int) -> tuple[int, int, int]:
+    """Rows of training, validation and test."""
+    if dataset.split == "days":
+        # seven near-equal days, the remainder going to the first ones; the last one is halved
+        last_day = rows // 7
+        return rows - last_day, last_day - last_day // 2, last_day // 2
     tenth = rows // 10
-    sizes = (rows - 2 * tenth, tenth, tenth)
-    of_row = np.repeat(np.arange(3, dtype=np.uint8), sizes)
-    if dataset.split == "random":
-        np.random.default_rng(dataset.split_seed).shuffle(of_row)
-    return sizes, of_row
+    return rows - 2 * tenth, tenth, tenth
+
+
+def mismatches(dataset: Dataset, rows: int, table_rows: Sequence[int]) -> tuple[str, ...]:
+    """What differs from the counts that are known of the whole data set; fewer rows are a part of it, and no claim."""
+    if dataset.rows is None or rows < dataset.rows:
+        return ()
+    found = [f"{rows:,} rows; expected {dataset.rows:,}"] if rows != dataset.rows else []
+    for column, n, expected in zip(dataset.categorical, table_rows, dataset.table_rows or (), strict=False):
+        if n != expected:
+            found.append(f"column {column!r} has {n:,} distinct values; expected {expected:,}")
+    return tuple(found)
 
 
 def _spool(
-    dataset: Dataset, blocks: Iterator[Block], where: Where, vocabularies: list[Vocabulary], directory: Path
+    dataset: Dataset, blocks: Iterator[Block], where: Callable[[int], str], columns: Sequence[SpooledColumn]
 ) -> int:
-    """Convert each block and append it to <name>.spool files in file order; returns the number of rows."""
+    """Append each block to its columns' files; returns the number of rows."""
     rows = 0
     with ExitStack() as stack:
-        dense, sparse, label = (
-            stack.enter_context((directory / f"{name}.spool").open("wb")) for name in ("dense", "sparse", "label")
-        )
+        for column in columns:
+            stack.enter_context(column.file)
         bar = stack.enter_context(tqdm(desc=f"reading {dataset.name}", unit=" rows", unit_scale=True, disable=None))
-        for block in blocks:
-            table, height = block.table, block.table.height
-            _labels(table[dataset.label], block, where).tofile(label)
-            numbers = np.empty((height, len(dataset.dense)), np.float32)
-            for i, column in enumerate(dataset.dense):
-                numbers[:, i] = _dense(table[column], dataset.transform.get(column, "log1p"), block, where)
-            numbers.tofile(dense)
-            ids = np.empty((height, len(vocabularies)), np.int32)
-            for i, (column, vocabulary) in enumerate(zip(dataset.categorical, vocabularies, strict=True)):
-                ids[:, i] = vocabulary.ids(table[column])
-            ids.tofile(sparse)
-            rows += height
-            bar.update(height)
-    return rows
+        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        for block in ahead(blocks):
+            table = block.table.filter(_kept(block)) if dataset.lost_rows else block.table
+            # the error of the first column that has one, by the row's place in the whole file
+            list(
+                pool.map(lambda column, block=block, table=table: column.append(table, block.first_row, where), columns)
+            )
+            rows += table.height
+            bar.update(block.table.height)
+    return rows - rows % LOADER_ROWS if dataset.lost_rows else rows
 
 
-def _labels(values: pl.Series, block: Block, where: Where) -> np.ndarray:
-    labels = values.replace_strict({"0": 0, "1": 1}, default=None, return_dtype=pl.UInt8)
-    _refuse(values, labels.is_null(), "0 or 1", block, where)
-    return labels.to_numpy()
+def _kept(block: Block) -> pl.Series:
+    """Which rows the published Avazu loader kept; the tail that it lost is cut off at the end."""
+    row = pl.Series(np.arange(block.first_row, block.first_row + block.table.height))
+    return (row > 0) & ((row - 1) % (LOADER_ROWS + 1) < LOADER_ROWS)
 
 
-def _dense(values: pl.Series, transform: str, block: Block, where: Where) -> np.ndarray:
-    numbers = values.str.strip_chars().replace("", None).cast(pl.Float64, strict=False)
-    present = values.is_not_null() & (values.str.strip_chars() != "")
-    _refuse(values, present & (numbers.is_null() | ~numbers.is_finite().fill_null(True)), "a number", block, where)
-    filled = numbers.fill_null(0.0).to_numpy()
-    return np.log1p(np.maximum(filled, 0.0)) if transform == "log1p" else filled
-
-
-def _refuse(values: pl.Series, wrong: pl.Series, expected: str, block: Block, where: Where) -> None:
-    if wrong.any():
-        row = int(wrong.arg_max() or 0)
-        raise RawError(
-            f"{where(block.first_row + row)}: column {values.name!r} is {values[row]!r}; expected {expected}"
-        )
-
-
-def _lay_out(
-    path: Path, dtype: np.dtype, shape: tuple[int, ...], split_of_row: np.ndarray, split_rows: tuple[int, int, int]
+def _assemble(
+    path: Path,
+    columns: Sequence[SpooledColumn],
+    shape: tuple[int, ...],
+    split_of_row: np.ndarray | None,
+    split_rows: tuple[int, int, int],
 ) -> None:
-    """Copy <path>.spool, in file order, to <path>.npy: each split's rows together, their order kept."""
-    spool = path.with_suffix(".spool")
-    target = np.lib.format.open_memmap(path.with_suffix(".npy"), mode="w+", dtype=dtype, shape=shape)
-    if target.size:
-        source = np.memmap(spool, dtype=dtype, mode="r", shape=shape)
-        cursors = np.concatenate(([0], np.cumsum(split_rows)[:-1]))
-        for start in range(0, shape[0], COPY_ROWS):
-            of_row = split_of_row[start : start + COPY_ROWS]
-            for i in range(len(SPLITS)):
-                part = source[start : start + COPY_ROWS][of_row == i]
-                target[cursors[i] : cursors[i] + len(part)] = part
-                cursors[i] += len(part)
-    target.flush()
-    spool.unlink()
+    """Columns' files, in file order -> one .npy of `shape`, each split's rows together; the columns' files go.
 
-
-def _check_counts(dataset: Dataset, schema: Schema) -> None:
-    """A whole data set has the counts that are known of it. Fewer rows are a part of it, and have fewer values."""
-    rows = sum(schema.rows.values())
-    if dataset.rows is None or rows < dataset.rows:
-        return
-    if rows > dataset.rows:
-        raise RawError(f"{dataset.name}: {rows:,} rows; expected at most {dataset.rows:,}")
-    for column, found, expected in zip(dataset.categorical, schema.table_rows, dataset.table_rows or (), strict=False):
-        if found != expected:
-            raise RawError(f"{dataset.name}: column {column!r} has {found:,} distinct values; expected {expected:,}")
+    `split_of_row` is None where the file's order is the splits' order already.
+    """
+    dtype = columns[0].dtype if columns else np.dtype(np.float32)
+    row_bytes = dtype.itemsize * len(columns)
+    with ExitStack() as stack:
+        whole = stack.enter_context(path.open("wb"))
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(whole, header)
+        begin = whole.tell()
+        whole.truncate(begin + shape[0] * row_bytes)
+        firsts = np.concatenate(([0], np.cumsum(split_rows)[:-1]))
+        parts = [stack.enter_context(path.open("r+b")) for _ in firsts]
+        for part, first in zip(parts, firsts, strict=True):
+            part.seek(begin + int(first) * row_bytes)
+        files = [stack.enter_context(column.path.open("rb")) for column in columns]
+        for start in range(0, shape[0] if columns else 0, COPY_ROWS):
+            count = min(COPY_ROWS, shape[0] - start)
+            rows = np.empty((count, len(columns)), dtype)
+            for i, file in enumerate(files):
+                rows[:, i] = np.fromfile(file, dtype, count)
+            if split_of_row is None:
+                rows.tofile(parts[0])
+                continue
+            for i, part in enumerate(parts):
+                rows[split_of_row[start : start + count] == i].tofile(part)
+    for column in columns:
+        column.path.unlink()

@@ -1,18 +1,27 @@
-"""A raw file, delimited text or Parquet -> tables of text of bounded size, each row checked for its fields."""
+"""A raw file, delimited text (also .gz or .zip) or Parquet -> tables of text of bounded size, each row checked."""
 
 import csv
+import gzip
 import hashlib
-from collections.abc import Iterator
+import io
+import queue
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import polars as pl
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
-BLOCK_BYTES = 64 << 20
+COMPRESSED = (".gz", ".zip")
+BLOCK_BYTES = 16 << 20
 PARQUET_ROWS = 1 << 18
+T = TypeVar("T")
 
 
 class RawError(ValueError):
@@ -21,7 +30,11 @@ class RawError(ValueError):
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of a raw file: `table` with one text column (null: missing) for each field."""
+    """Some rows of a raw file: a column of text for each field (null: missing).
+
+    Where all of a block's values parse, a column that was asked for as numbers is of floats instead, and one that was
+    asked for as hexadecimal is of 32-bit unsigned numbers.
+    """
 
     table: pl.DataFrame
     first_row: int
@@ -33,6 +46,7 @@ class Reader(Protocol):
 
     path: Path
     description: dict[str, str | int]
+    """name; bytes and sha256, of the text as it is when it isn't compressed."""
 
     def blocks(self) -> Iterator[Block]:
         """The file's rows in order. Raises RawError at the first row that isn't one."""
@@ -41,22 +55,36 @@ class Reader(Protocol):
         """How a person finds the row: file and line."""
 
 
-def open_raw(path: Path, columns: tuple[str, ...]) -> Reader:
-    """A reader of `columns` of the file, by its ending. Raises RawError where the file or a column is missing."""
+def open_raw(
+    path: Path,
+    columns: tuple[str, ...],
+    numbers: tuple[str, ...] = (),
+    hexadecimal: tuple[str, ...] = (),
+    header: tuple[str, ...] = (),
+) -> Reader:
+    """A reader of `columns` of the file, by its ending.
+
+    Those of `numbers` and `hexadecimal` (8 lowercase digits) come parsed where they parse. `header` names the fields of
+    text that has no header line.
+
+    Raises RawError where the file or a column is missing.
+    """
     if not path.is_file():
         raise RawError(f"{path}: no such file; expected a raw file to read")
     if path.suffix == ".parquet":
-        return ParquetReader(path, columns)
-    if path.suffix in SEPARATORS:
-        return DelimitedReader(path, columns, SEPARATORS[path.suffix])
-    raise RawError(f"{path}: unknown ending {path.suffix!r}; expected .parquet, {', '.join(SEPARATORS)}")
+        return ParquetReader(path, columns, numbers)
+    suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+    if suffix in SEPARATORS or (header and not suffix):
+        return DelimitedReader(path, columns, numbers, hexadecimal, SEPARATORS.get(suffix, "\t"), header)
+    endings = ", ".join((".parquet", *SEPARATORS))
+    raise RawError(f"{path}: unknown ending {suffix!r}; expected {endings}, the last three also with .gz or .zip")
 
 
 class ParquetReader:
-    """Rows of a Parquet file; values of all types become text."""
+    """Rows of a Parquet file; numbers stay numbers where they are asked for, all other values become text."""
 
-    def __init__(self, path: Path, columns: tuple[str, ...]):
-        self.path, self.columns = path, columns
+    def __init__(self, path: Path, columns: tuple[str, ...], numbers: tuple[str, ...]):
+        self.path, self.columns, self.numbers = path, columns, numbers
         try:
             self.schema = pl.read_parquet_schema(path)
         except (pl.exceptions.PolarsError, OSError) as error:
@@ -68,7 +96,9 @@ class ParquetReader:
         """See Reader."""
         row, lazy = 0, pl.scan_parquet(self.path).select(self.columns)
         # a Boolean is 0 or 1 here, as in the delimited files
-        lazy = lazy.with_columns(pl.selectors.boolean().cast(pl.Int8)).cast(pl.String)
+        lazy = lazy.with_columns(pl.selectors.boolean().cast(pl.Int8))
+        numeric = [name for name in self.numbers if self.schema[name].is_numeric() or self.schema[name] == pl.Boolean]
+        lazy = lazy.with_columns(pl.col(numeric).cast(pl.Float64), pl.exclude(numeric).cast(pl.String))
         while (table := lazy.slice(row, PARQUET_ROWS).collect()).height:
             yield Block(table, row)
             row += table.height
@@ -80,83 +110,194 @@ class ParquetReader:
 
 
 class DelimitedReader:
-    """Rows of a file of delimited text with a header: read once, in blocks, each row's fields counted.
+    """Rows of a file of delimited text: read once, in blocks, each row's fields counted.
 
-    The count is ours because the parser takes a short row for one whose last values are missing.
+    The count is ours because the parser takes a short row for one whose last values are missing. Text without a
+    header line is a machine's: nothing is quoted in it, and its last line has an end, or the file was cut.
     """
 
-    def __init__(self, path: Path, columns: tuple[str, ...], separator: str):
+    def __init__(
+        self,
+        path: Path,
+        columns: tuple[str, ...],
+        numbers: tuple[str, ...],
+        hexadecimal: tuple[str, ...],
+        separator: str,
+        header: tuple[str, ...],
+    ):
         self.path, self.columns, self.separator = path, columns, separator
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            self.header = next(csv.reader(file, delimiter=separator), [])
-        if not self.header:
-            raise RawError(f"{path}: empty file; expected a header that names the columns")
-        check_columns(path, self.header, columns)
+        self.numbers, self.hexadecimal = numbers, hexadecimal
+        self.has_header = not header
         self.description: dict[str, str | int] = {}
+        self.header = list(header) or self._read_header()
+        check_columns(path, self.header, columns)
+
+    def _read_header(self) -> list[str]:
+        with _opened(self.path) as file, io.TextIOWrapper(file, "utf-8", "replace", newline="") as text:
+            header = next(csv.reader(text, delimiter=self.separator), [])
+        if not header:
+            raise RawError(f"{self.path}: empty file; expected a header that names the columns")
+        return header
 
     def blocks(self) -> Iterator[Block]:
         """See Reader."""
-        digest, size, row = hashlib.sha256(), 0, 0
-        remainder = b""
-        header_to_skip = True
-        with self.path.open("rb") as file:
-            while True:
-                chunk = file.read(BLOCK_BYTES)
+        row, remainder, header_to_skip = 0, b"", self.has_header
+        for chunk in ahead(self._chunks()):
+            text = remainder + chunk
+            if not chunk and text and not text.endswith(b"\n"):
+                if not self.has_header:
+                    raise RawError(f"{self.where(row)}: the last line has no end; the file may have been cut there")
+                text += b"\n"
+            end = self._last_row_end(text)
+            if not end and text and not chunk:
+                raise RawError(f"{self.where(row)}: a quote that opens here is never closed")
+            remainder = text[end:]
+            if end:
+                table = self._parse(text[:end], header_to_skip, row)
+                header_to_skip = False
+                if table.height:
+                    yield Block(table, row)
+                    row += table.height
+
+    def _chunks(self) -> Iterator[bytes]:
+        """The file's bytes, the last chunk being empty; describes the file when all are read."""
+        digest, size = hashlib.sha256(), 0
+        with _opened(self.path) as file:
+            while chunk := file.read(BLOCK_BYTES):
                 digest.update(chunk)
                 size += len(chunk)
-                text = remainder + chunk
-                if not text:
-                    break
-                if not chunk and not text.endswith(b"\n"):
-                    text += b"\n"  # the last line may lack its end
-                ends, fields = self._rows(text)
-                if not ends.size:
-                    if not chunk:
-                        raise RawError(f"{self.where(row)}: a quote that opens here is never closed")
-                    remainder = text
-                    continue
-                text, remainder = text[: ends[-1] + 1], text[ends[-1] + 1 :]
-                if header_to_skip:
-                    text, fields, header_to_skip = text[ends[0] + 1 :], fields[1:], False
-                if fields.size:
-                    yield Block(self._parse(text, fields, row), row)
-                    row += fields.size
+                yield chunk
         self.description |= {"name": self.path.name, "bytes": size, "sha256": digest.hexdigest()}
+        yield b""
+
+    def _quoted(self, text: bytes) -> bool:
+        return self.has_header and b'"' in text
+
+    def _last_row_end(self, text: bytes) -> int:
+        """Bytes of the text that are whole rows."""
+        if self._quoted(text):
+            ends, _ = self._rows(text)
+            return int(ends[-1]) + 1 if ends.size else 0
+        return text.rfind(b"\n") + 1
 
     def _rows(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Where each whole row of the text ends, and its number of fields; a quoted separator separates nothing."""
         raw = np.frombuffer(text, np.uint8)
         is_end, is_separator = raw == ord("\n"), raw == ord(self.separator)
-        if b'"' in text:
+        if self._quoted(text):
             outside = np.bitwise_xor.accumulate(raw == ord('"')) == 0
             is_end &= outside
             is_separator &= outside
         ends = np.flatnonzero(is_end)
-        if not ends.size:
-            return ends, ends
-        starts = np.concatenate(([0], ends[:-1] + 1))
-        return ends, np.add.reduceat(is_separator[: ends[-1]], starts, dtype=np.int64) + 1
+        return ends, np.diff(np.searchsorted(np.flatnonzero(is_separator), ends), prepend=0) + 1
 
-    def _parse(self, text: bytes, fields: np.ndarray, first_row: int) -> pl.DataFrame:
-        wrong = np.flatnonzero(fields != len(self.header))
+    def _parse(self, text: bytes, skip_header: bool, first_row: int) -> pl.DataFrame:
+        """Whole rows as a table. Raises RawError at the first one whose fields aren't the header's."""
+        raw = np.frombuffer(text, np.uint8)
+        rows, separators = np.count_nonzero(raw == ord("\n")), np.count_nonzero(raw == ord(self.separator))
+        if self._quoted(text) or separators != rows * (len(self.header) - 1):
+            self._check_fields(text, skip_header, first_row)
+        # else no row is short unless another is long, at which the parser fails
+        schema = {name: pl.Float64 if name in self.numbers else pl.String for name in self.header}
+        try:
+            return self._with_hexadecimal(self._read(text, skip_header, schema), text)
+        except pl.exceptions.PolarsError:
+            self._check_fields(text, skip_header, first_row)
+        try:
+            return self._read(text, skip_header, dict.fromkeys(self.header, pl.String))  # a number that is none
+        except pl.exceptions.PolarsError as error:
+            raise RawError(f"{self.where(first_row)}, or one of the {rows - 1} rows after it: {error}") from None
+
+    def _with_hexadecimal(self, table: pl.DataFrame, text: bytes) -> pl.DataFrame:
+        """The hexadecimal columns as numbers, but for those in which a value isn't of 8 lowercase digits."""
+        # the parser takes capitals and a plus too: a look at the bytes is cheaper than one at each value
+        if any(character in text for character in b"ABCDEF+"):
+            return table
+        columns = pl.col(self.hexadecimal)
+        parsed = table.lazy().with_columns(columns.str.to_integer(base=16, dtype=pl.UInt32, strict=False)).collect()
+        wrong = [
+            name
+            for name in self.hexadecimal
+            if parsed[name].null_count() != table[name].null_count() or (table[name].str.len_bytes() != 8).any()
+        ]
+        return parsed.with_columns(table.select(wrong)) if wrong else parsed
+
+    def _check_fields(self, text: bytes, skip_header: bool, first_row: int) -> None:
+        _, fields = self._rows(text)
+        wrong = np.flatnonzero(fields[int(skip_header) :] != len(self.header))
         if wrong.size:
             row = int(wrong[0])
-            raise RawError(f"{self.where(first_row + row)}: {fields[row]} fields; expected {len(self.header)}")
-        try:
-            table = pl.read_csv(
-                text, has_header=False, new_columns=self.header, separator=self.separator, infer_schema=False
-            )
-        except pl.exceptions.PolarsError as error:
-            raise RawError(f"{self.where(first_row)}, or one of the {fields.size - 1} rows after it: {error}") from None
-        return table.select(self.columns)
+            found = fields[int(skip_header) + row]
+            raise RawError(f"{self.where(first_row + row)}: {found} fields; expected {len(self.header)}")
+
+    def _read(self, text: bytes, skip_header: bool, schema: Mapping[str, type[pl.DataType]]) -> pl.DataFrame:
+        return pl.read_csv(
+            text,
+            has_header=skip_header,
+            schema=schema,
+            columns=[self.header.index(name) for name in self.columns],
+            separator=self.separator,
+            quote_char='"' if self.has_header else None,
+        ).select(self.columns)
 
     def where(self, row: int) -> str:
         """See Reader; counts lines as a text editor does, also where a quoted value holds line ends."""
-        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = csv.reader(file, delimiter=self.separator)
+        if not self.has_header:
+            return f"{self.path}:{row + 1}"
+        with _opened(self.path) as file, io.TextIOWrapper(file, "utf-8", "replace", newline="") as text:
+            rows = csv.reader(text, delimiter=self.separator)
             for _ in range(row + 1):  # the header is a row too
                 next(rows, None)
             return f"{self.path}:{rows.line_num + 1}"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file's text as bytes, decompressed. A stream that is damaged or cut raises RawError."""
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".gz":
+                with gzip.open(file) as text:
+                    yield text  # type: ignore[misc]
+            elif path.suffix == ".zip":
+                with zipfile.ZipFile(file) as archive:
+                    names = [name for name in archive.namelist() if not name.endswith("/")]
+                    if len(names) != 1:
+                        raise RawError(f"{path}: holds {len(names)} files; expected one")
+                    with archive.open(names[0]) as text:
+                        yield text  # type: ignore[misc]
+            else:
+                yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
+        raise RawError(f"{path}: the compressed stream is cut or damaged: {error}") from None
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, the next one being made in a thread while the last one is used."""
+    made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=1)
+    stopped = threading.Event()
+
+    def make() -> None:
+        try:
+            for item in items:
+                made.put((item, None))
+                if stopped.is_set():
+                    return
+            made.put((None, None))
+        except BaseException as error:
+            made.put((None, error))
+
+    threading.Thread(target=make, daemon=True).start()
+    try:
+        while True:
+            item, error = made.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stopped.set()
 
 
 def check_columns(path: Path, found: list[str], columns: tuple[str, ...]) -> None:
