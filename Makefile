@@ -6,7 +6,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 installed := $(VENV)/.installed
 
-.PHONY: install preprocess sweep figures test lint clean
+.PHONY: install preprocess sweep figures benchmark-preprocess test lint clean
 
 install: $(installed)
 
@@ -23,6 +23,9 @@ sweep: $(installed)  ## make sweep [DATASET=flights] [GRID=paper-grid]
 
 figures: $(installed)  ## all figures and tables again, from results/ alone
 	dlrm-mlet report results
+
+benchmark-preprocess: $(installed)  ## against what polars needs merely to parse the same file
+	python scripts/benchmark_preprocess.py
 
 test: $(installed)
 	python -m pytest

@@ -81,9 +81,9 @@ class Columns:
     def shuffled(self, split: str, batch_size: int, generator: torch.Generator, skip: int = 0) -> Iterator[Batch]:
         """Every row of a split once, in an order drawn from `generator`, without the first `skip` batches."""
         start, stop = self.range(split)
-        order = torch.randperm(stop - start, generator=generator) + start
-        for chosen in order[skip * batch_size :].split(batch_size):
-            yield self.rows(chosen)
+        order = torch.randperm(stop - start, generator=generator)
+        for first in range(skip * batch_size, len(order), batch_size):
+            yield self.rows(order[first : first + batch_size] + start)
 
     def in_order(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Every row of a split once, in the order in which it lies on disk."""

@@ -65,6 +65,8 @@ class TrainingConfig:
     learning_rate: float = 0.2
     batch_size: int = 128
     epochs: int = 1
+    max_steps: int | None = None
+    """End the run after so many steps, if the epochs aren't over by then."""
     evaluate_every: int = 500
     """Steps between two points of the validation curve, where the run can also be resumed."""
     threads: int = 1
@@ -72,7 +74,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():
-            if value <= 0:
+            if value is not None and value <= 0:
                 raise ConfigError(f"training.{key} = {value}: expected a positive number")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -43,7 +44,10 @@ def preprocess(dataset: Dataset, out: Path, raw: Path | None = None) -> Schema:
         elif dataset.name == FLIGHTS.name:
             table, version = flights.raw_table()
             source = {"name": f"{flights.PACKAGE} {version}"}
-            blocks, where = iter([Block(table.select(columns), 0)]), lambda row: f"{flights.PACKAGE}: flight {row + 1}"
+            blocks, where = (
+                iter([Block(table.select(columns), 0, 1.0)]),
+                lambda row: f"{flights.PACKAGE}: flight {row + 1}",
+            )
         else:
             raise RawError(f"data set {dataset.name!r} isn't embedded; expected the path of its raw file (--raw)")
         label = Labels(dataset.label, directory)
@@ -115,7 +119,9 @@ def _spool(
     with ExitStack() as stack:
         for column in columns:
             stack.enter_context(column.file)
-        bar = stack.enter_context(tqdm(desc=f"reading {dataset.name}", unit=" rows", unit_scale=True, disable=None))
+        shown = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+        bar = stack.enter_context(tqdm(total=1.0, desc=f"reading {dataset.name}", bar_format=shown, disable=None))
+        begin = time.perf_counter()
         pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         for block in ahead(blocks):
             table = block.table.filter(_kept(block)) if dataset.lost_rows else block.table
@@ -124,7 +130,8 @@ def _spool(
                 pool.map(lambda column, block=block, table=table: column.append(table, block.first_row, where), columns)
             )
             rows += table.height
-            bar.update(block.table.height)
+            bar.set_postfix_str(f"{rows:,} rows, {rows / (time.perf_counter() - begin):,.0f} rows/s", refresh=False)
+            bar.update(block.read - bar.n)
     return rows - rows % LOADER_ROWS if dataset.lost_rows else rows
 
 

@@ -39,6 +39,8 @@ class Block:
     table: pl.DataFrame
     first_row: int
     """The place of the block's first row among the file's rows, from 0."""
+    read: float
+    """How much of the file is read with this block, from 0 to 1."""
 
 
 class Reader(Protocol):
@@ -95,12 +97,13 @@ class ParquetReader:
     def blocks(self) -> Iterator[Block]:
         """See Reader."""
         row, lazy = 0, pl.scan_parquet(self.path).select(self.columns)
+        rows = lazy.select(pl.len()).collect().item()
         # a Boolean is 0 or 1 here, as in the delimited files
         lazy = lazy.with_columns(pl.selectors.boolean().cast(pl.Int8))
         numeric = [name for name in self.numbers if self.schema[name].is_numeric() or self.schema[name] == pl.Boolean]
         lazy = lazy.with_columns(pl.col(numeric).cast(pl.Float64), pl.exclude(numeric).cast(pl.String))
         while (table := lazy.slice(row, PARQUET_ROWS).collect()).height:
-            yield Block(table, row)
+            yield Block(table, row, (row + table.height) / rows)
             row += table.height
         self.description["sha256"] = _sha256(self.path)
 
@@ -133,16 +136,21 @@ class DelimitedReader:
         check_columns(path, self.header, columns)
 
     def _read_header(self) -> list[str]:
-        with _opened(self.path) as file, io.TextIOWrapper(file, "utf-8", "replace", newline="") as text:
+        with self._text() as text:
             header = next(csv.reader(text, delimiter=self.separator), [])
         if not header:
             raise RawError(f"{self.path}: empty file; expected a header that names the columns")
         return header
 
+    @contextmanager
+    def _text(self) -> Iterator[io.TextIOWrapper]:
+        with self.path.open("rb") as file, _decompressed(file, self.path) as text:
+            yield io.TextIOWrapper(text, "utf-8", "replace", newline="")
+
     def blocks(self) -> Iterator[Block]:
         """See Reader."""
         row, remainder, header_to_skip = 0, b"", self.has_header
-        for chunk in ahead(self._chunks()):
+        for chunk, read in ahead(self._chunks()):
             text = remainder + chunk
             if not chunk and text and not text.endswith(b"\n"):
                 if not self.has_header:
@@ -156,19 +164,19 @@ class DelimitedReader:
                 table = self._parse(text[:end], header_to_skip, row)
                 header_to_skip = False
                 if table.height:
-                    yield Block(table, row)
+                    yield Block(table, row, read)
                     row += table.height
 
-    def _chunks(self) -> Iterator[bytes]:
-        """The file's bytes, the last chunk being empty; describes the file when all are read."""
+    def _chunks(self) -> Iterator[tuple[bytes, float]]:
+        """The file's bytes and how much of it is read with them; the last are none. Then describes the file."""
         digest, size = hashlib.sha256(), 0
-        with _opened(self.path) as file:
-            while chunk := file.read(BLOCK_BYTES):
+        with self.path.open("rb") as file, _decompressed(file, self.path) as text:
+            while chunk := text.read(BLOCK_BYTES):
                 digest.update(chunk)
                 size += len(chunk)
-                yield chunk
+                yield chunk, file.tell() / self.path.stat().st_size
         self.description |= {"name": self.path.name, "bytes": size, "sha256": digest.hexdigest()}
-        yield b""
+        yield b"", 1.0
 
     def _quoted(self, text: bytes) -> bool:
         return self.has_header and b'"' in text
@@ -244,7 +252,7 @@ class DelimitedReader:
         """See Reader; counts lines as a text editor does, also where a quoted value holds line ends."""
         if not self.has_header:
             return f"{self.path}:{row + 1}"
-        with _opened(self.path) as file, io.TextIOWrapper(file, "utf-8", "replace", newline="") as text:
+        with self._text() as text:
             rows = csv.reader(text, delimiter=self.separator)
             for _ in range(row + 1):  # the header is a row too
                 next(rows, None)
@@ -252,22 +260,21 @@ class DelimitedReader:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The file's text as bytes, decompressed. A stream that is damaged or cut raises RawError."""
+def _decompressed(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
+    """The open file's text as bytes. A compressed stream that is damaged or cut raises RawError."""
     try:
-        with path.open("rb") as file:
-            if path.suffix == ".gz":
-                with gzip.open(file) as text:
+        if path.suffix == ".gz":
+            with gzip.open(file) as text:
+                yield text  # type: ignore[misc]
+        elif path.suffix == ".zip":
+            with zipfile.ZipFile(file) as archive:
+                names = [name for name in archive.namelist() if not name.endswith("/")]
+                if len(names) != 1:
+                    raise RawError(f"{path}: holds {len(names)} files; expected one")
+                with archive.open(names[0]) as text:
                     yield text  # type: ignore[misc]
-            elif path.suffix == ".zip":
-                with zipfile.ZipFile(file) as archive:
-                    names = [name for name in archive.namelist() if not name.endswith("/")]
-                    if len(names) != 1:
-                        raise RawError(f"{path}: holds {len(names)} files; expected one")
-                    with archive.open(names[0]) as text:
-                        yield text  # type: ignore[misc]
-            else:
-                yield file
+        else:
+            yield file
     except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
         raise RawError(f"{path}: the compressed stream is cut or damaged: {error}") from None
 

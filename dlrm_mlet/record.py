@@ -89,12 +89,12 @@ def provenance(schema: Schema) -> dict[str, Any]:
         "source": schema.source,
         "torch": torch.__version__.partition("+")[0],
         "python": platform.python_version(),
-        "device": _processor(),
+        "device": processor(),
         "commit": _commit(),
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name as the system gives it, and its cores."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):  # only Linux has the file

@@ -1,6 +1,7 @@
 """A config, columns and a seed -> a trained model, its checkpoint and its record."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -110,7 +111,7 @@ class Run:
         self.model = build(config.model, len(schema.dense), schema.table_rows, generator(seed, "weights"))
         self.optimizer = SGD(self.model.parameters(), config.training.learning_rate)
         self.steps_per_epoch = -(-schema.rows["train"] // config.training.batch_size)
-        self.steps = self.steps_per_epoch * config.training.epochs
+        self.steps = min(self.steps_per_epoch * config.training.epochs, config.training.max_steps or sys.maxsize)
         self.step = 0
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []
@@ -129,7 +130,8 @@ class Run:
             if len(measured) < len(results):
                 status, measured = "diverged", None
         self._save({"model": served.state_dict(), "served": True})
-        rows = self.columns.schema.rows["train"] * self.config.training.epochs * self.step / self.steps
+        epochs, steps = divmod(self.step, self.steps_per_epoch)
+        rows = epochs * self.columns.schema.rows["train"] + steps * self.config.training.batch_size
         run = record.Record(
             config=record.as_json(self.config),
             seed=self.seed,
@@ -160,7 +162,9 @@ class Run:
             bar.update()
             if self.step % STEPS_PER_LOOK == 0 and not loss.isfinite():
                 return False
-            if self.step % training.evaluate_every == 0 and self.step < self.steps:
+            if self.step == self.steps:
+                break
+            if self.step % training.evaluate_every == 0:
                 self.seconds += time.perf_counter() - started
                 result = measure(self.model, self.columns, "validation")
                 if result is None:

@@ -1,0 +1,112 @@
+"""Preprocessing against what polars needs merely to parse the same file, hexadecimal ids to uint32, into .npy files.
+
+    python scripts/benchmark_preprocess.py [--rows 2000000] [--runs 5] [--out results/benchmarks/preprocess.json]
+
+A synthetic Criteo-Kaggle file is made first. The two take turns, each in a process of its own; their median times and
+the ratio of each pair are written to --out.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from dlrm_mlet.datasets import CRITEO_KAGGLE
+from dlrm_mlet.files import write_json
+from dlrm_mlet.preprocess import preprocess
+from dlrm_mlet.record import processor
+from dlrm_mlet.synthetic import synthesize
+
+
+def parse_only(raw: Path, rows: int, out: Path) -> None:
+    """polars' streaming reader into memory-mapped arrays: nothing is checked, numbered or transformed."""
+    out.mkdir()
+    schema = dict.fromkeys((CRITEO_KAGGLE.label, *CRITEO_KAGGLE.dense), pl.Int64)
+    table = pl.scan_csv(
+        raw,
+        has_header=False,
+        separator="\t",
+        quote_char=None,
+        schema={name: schema.get(name, pl.String) for name in CRITEO_KAGGLE.columns},
+    ).with_columns(pl.col(CRITEO_KAGGLE.categorical).str.to_integer(base=16, dtype=pl.UInt32))
+    arrays = {
+        name: np.lib.format.open_memmap(out / f"{name}.npy", mode="w+", dtype=dtype, shape=(rows, len(columns)))
+        for name, dtype, columns in (
+            ("label", np.uint8, [CRITEO_KAGGLE.label]),
+            ("dense", np.float32, CRITEO_KAGGLE.dense),
+            ("sparse", np.uint32, CRITEO_KAGGLE.categorical),
+        )
+    }
+    start = 0
+    for batch in table.collect_batches():
+        stop = start + batch.height
+        arrays["label"][start:stop] = batch.select(CRITEO_KAGGLE.label).to_numpy()
+        arrays["dense"][start:stop] = batch.select(CRITEO_KAGGLE.dense).fill_null(0).to_numpy()
+        arrays["sparse"][start:stop] = batch.select(CRITEO_KAGGLE.categorical).fill_null(0).to_numpy()
+        start = stop
+
+
+def timed(what: str, raw: Path, rows: int, out: Path) -> float:
+    """Seconds that one of the two takes in a process of its own, without its start and imports."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--worker", what, str(raw), str(rows), str(out)], capture_output=True, check=True
+    )
+    shutil.rmtree(out)
+    return float(done.stdout)
+
+
+def worker(what: str, raw: Path, rows: int, out: Path) -> None:
+    """Print the seconds of one call."""
+    begin = time.perf_counter()
+    if what == "parse":
+        parse_only(raw, rows, out)
+    else:
+        preprocess(CRITEO_KAGGLE, out, raw)
+    print(time.perf_counter() - begin)
+
+
+def main() -> None:
+    """Make the file, time both in turns, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/preprocess.json"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        raw, out = Path(folder) / "train.txt", Path(folder) / "out"
+        synthesize(CRITEO_KAGGLE.name, options.rows, raw)
+        timed("preprocess", raw, options.rows, out)  # the file is in the page cache for both from here on
+        pairs = [[timed(what, raw, options.rows, out) for what in ("parse", "preprocess")] for _ in range(options.runs)]
+        size = raw.stat().st_size
+    parse, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
+    result = {
+        "command": f"python scripts/benchmark_preprocess.py --rows {options.rows} --runs {options.runs}",
+        "device": processor(),
+        "versions": {"python": platform.python_version(), "polars": pl.__version__, "numpy": np.__version__},
+        "rows": options.rows,
+        "bytes": size,
+        "runs": options.runs,
+        "parse_seconds_median": round(parse, 3),
+        "preprocess_seconds_median": round(ours, 3),
+        "preprocess_rows_per_second": round(options.rows / ours),
+        "ratios": [round(pair[1] / pair[0], 3) for pair in pairs],
+        "ratio_median": round(statistics.median(pair[1] / pair[0] for pair in pairs), 3),
+    }
+    write_json(options.out, result)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        worker(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
+    else:
+        main()
