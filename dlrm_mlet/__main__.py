@@ -49,15 +49,24 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, help="default: the config's first")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as model.inner_dim=64")
     train.add_argument("--out", type=Path, help="default: results/<dataset>/<config>/seed=<seed>")
+    train.add_argument("--device", help="cpu or cuda:N; default: the first GPU, if there is one")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
     train.set_defaults(run=_train)
 
     sweep = commands.add_parser("sweep", help="all runs of a grid that have no record yet, then its tables and figures")
     sweep.add_argument("config", type=Path)
     sweep.add_argument("--data", type=Path, help="the data set's directory; default: data/<dataset>")
-    sweep.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time; default: one a core")
+    sweep.add_argument("--jobs", type=int, help="runs at a time; default: one a GPU, or one a core if there is none")
     sweep.add_argument("--out", type=Path, help="default: results/<dataset>/<config>")
     sweep.set_defaults(run=_sweep)
+
+    benchmark = commands.add_parser("benchmark", help="the time of a training step: Table 2 on this machine")
+    benchmark.add_argument("--out", type=Path, help="default: results/benchmarks/step-<device type>.json")
+    benchmark.add_argument("--device", help="cpu or cuda:N; default: the first GPU, if there is one")
+    benchmark.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the CPU; default: all cores")
+    benchmark.add_argument("--max-rows", type=int, default=1_000_000, help="cap of a table's rows; default: 1000000")
+    benchmark.add_argument("--rounds", type=int, default=15, help="turns of each contender; default: 15")
+    benchmark.set_defaults(run=_benchmark)
 
     report = commands.add_parser("report", help="figures and tables from the tables of results alone")
     report.add_argument("directory", type=Path, nargs="?", default=ROOT)
@@ -87,7 +96,7 @@ def _synthesize(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from dlrm_mlet import columns, config
+    from dlrm_mlet import columns, config, device
     from dlrm_mlet.training import train
 
     experiment = config.load(options.config, options.set)
@@ -98,19 +107,20 @@ def _train(options: argparse.Namespace) -> None:
     seed = experiment.seeds[0] if options.seed is None else options.seed
     out = options.out or ROOT / experiment.dataset / options.config.stem / f"seed={seed}"
     data = columns.load(options.data or DATA / experiment.dataset)
-    record = train(experiment.points[0].config, data, seed, out, options.resume)
+    where = device.find(options.device)
+    record = train(experiment.points[0].config, data, seed, out, options.resume, device=where)
     for split, measured in (record.metrics or {}).items():
         print(f"{split}: AUC {measured['auc']:.4f}, LogLoss {measured['log_loss']:.4f}")
     print(f"{out}: {record.status} in {record.seconds:.1f} s, {record.rows_per_second:,.0f} rows/s")
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from dlrm_mlet import config, results
+    from dlrm_mlet import config, device, results
     from dlrm_mlet.sweep import sweep
 
     experiment = config.load(options.config)
     out = options.out or ROOT / experiment.dataset / options.config.stem
-    runs = sweep(experiment, options.data or DATA / experiment.dataset, out, options.jobs)
+    runs = sweep(experiment, options.data or DATA / experiment.dataset, out, device.workers(options.jobs))
     table = out.with_name(out.name + ".csv")
     results.write(table, [(run.point, record) for run, record in runs])
 
@@ -119,6 +129,17 @@ def _sweep(options: argparse.Namespace) -> None:
     written = [table, *report.draw(table, table.parent)]
     diverged = sum(record.status == "diverged" for _, record in runs)
     print(f"{len(runs)} runs, {diverged} diverged; results: {', '.join(map(str, written))}")
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from dlrm_mlet import benchmark, device, files
+
+    where = device.find(options.device)
+    out = options.out or ROOT / "benchmarks" / f"step-{where.type}.json"
+    result = benchmark.benchmark(where, options.threads, options.max_rows, options.rounds)
+    files.write_json(out, result)
+    print(benchmark.markdown(result))
+    print(out)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +59,10 @@ class Batch(NamedTuple):
     sparse: Tensor  # (B, F) int32
     label: Tensor  # (B,) float32: 0 or 1
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same rows on a device."""
+        return Batch(self.dense.to(device), self.sparse.to(device), self.label.to(device))
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -68,6 +72,15 @@ class Columns:
     dense: Tensor
     sparse: Tensor
     label: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns."""
+        return self.dense.nbytes + self.sparse.nbytes + self.label.nbytes
+
+    def to(self, device: torch.device) -> "Columns":
+        """The same columns, all of them resident on a device."""
+        return replace(self, dense=self.dense.to(device), sparse=self.sparse.to(device), label=self.label.to(device))
 
     def range(self, split: str) -> tuple[int, int]:
         """First row of a split, and the row after its last."""
@@ -81,7 +94,7 @@ class Columns:
     def shuffled(self, split: str, batch_size: int, generator: torch.Generator, skip: int = 0) -> Iterator[Batch]:
         """Every row of a split once, in an order drawn from `generator`, without the first `skip` batches."""
         start, stop = self.range(split)
-        order = torch.randperm(stop - start, generator=generator)
+        order = torch.randperm(stop - start, generator=generator).to(self.label.device)
         for first in range(skip * batch_size, len(order), batch_size):
             yield self.rows(order[first : first + batch_size] + start)
 

@@ -1,8 +1,6 @@
 """What one run leaves behind: record.json, written last, once and whole."""
 
-import contextlib
 import json
-import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
@@ -82,26 +80,16 @@ def as_json(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))
 
 
-def provenance(schema: Schema) -> dict[str, Any]:
-    """Where a run took place, and with what."""
+def provenance(schema: Schema, device: str) -> dict[str, Any]:
+    """Where a run took place, on the device of that name, and with what."""
     return {
         "columns": schema.fingerprint,
         "source": schema.source,
         "torch": torch.__version__.partition("+")[0],
         "python": platform.python_version(),
-        "device": processor(),
+        "device": device,
         "commit": _commit(),
     }
-
-
-def processor() -> str:
-    """The processor's name as the system gives it, and its cores."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):  # only Linux has the file
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def _commit() -> str | None:

@@ -1,5 +1,6 @@
 """Tables of results -> the paper's figures and tables for each, drawn beside it, the same bytes each time."""
 
+import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,18 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from dlrm_mlet import results
+from dlrm_mlet import benchmark, results
 from dlrm_mlet.files import replacing
 from dlrm_mlet.results import Row
 
 NAMES = {"auc": "AUC", "log_loss": "LogLoss (nats)"}
 MARKERS = "os^Dv<>P*X"
+STYLE: Any = {
+    "font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "svg.hashsalt": "dlrm_mlet",
+    "axes.spines.top": False, "axes.spines.right": False,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,10 @@ class Curve:
 
 
 def report(directory: Path, out: Path | None = None) -> list[Path]:
-    """Draw every <dataset>/<experiment>.csv of `directory`; returns what was written, beside the tables or in `out`.
+    """Draw every <dataset>/<experiment>.csv of `directory`, and benchmarks/step-*.json.
 
-    Raises ResultsError where a table can't be read, FileNotFoundError where there is none.
+    Returns what was written, beside the tables or in `out`. Raises ResultsError where a table can't be read,
+    FileNotFoundError where there is none.
     """
     tables = sorted(directory.glob("*/*.csv"))
     if not tables:
@@ -52,6 +59,8 @@ def report(directory: Path, out: Path | None = None) -> list[Path]:
     for table in tables:
         target = out / table.parent.name if out else table.parent
         written += draw(table, target)
+    for timings in sorted(directory.glob("benchmarks/step-*.json")):
+        written += draw_steps(timings, out / "benchmarks" if out else timings.parent)
     return written
 
 
@@ -72,6 +81,37 @@ def draw(table: Path, target: Path) -> list[Path]:
     page = target / f"{table.stem}.md"
     with replacing(page) as partial:
         partial.write_text(markdown(rows, curves, name, table.name), encoding="utf-8")
+    return [*written, page]
+
+
+def draw_steps(timings: Path, target: Path) -> list[Path]:
+    """The figure and the Markdown page of what `dlrm-mlet benchmark` measured (the paper's Table 2)."""
+    result = json.loads(timings.read_text(encoding="utf-8"))
+    page = target / f"{timings.stem}.md"
+    with replacing(page) as partial:
+        source = f"Measured by `make benchmark`: [{timings.name}]({timings.name})."
+        lines = [f"# Table 2 of the paper on {result['device']}", "", source, "", benchmark.markdown(result), ""]
+        partial.write_text("\n".join(lines), encoding="utf-8")
+    points = result["points"]
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(9, 4.4), layout="constrained")
+        places = range(len(points))
+        looks = (("textbook", "0.75", -0.27), ("ours", "#31688e", 0.0), ("floor", "0.1", 0.27))
+        for name, colour, aside in looks:
+            medians = [point[f"{name}_ms"] for point in points]
+            quartiles = [point[f"{name}_ms_quartiles"] for point in points]
+            # a median of few rounds can lie outside of what they interpolate to by a rounding
+            below = [max(m - low, 0) for m, (low, _) in zip(medians, quartiles, strict=True)]
+            above = [max(high - m, 0) for m, (_, high) in zip(medians, quartiles, strict=True)]
+            at = [place + aside for place in places]
+            ax.bar(at, medians, 0.27, yerr=[below, above], capsize=1.5, label=name, color=colour)
+        ax.set_xticks(places, [f"{point['inner_dim'] or '–'}\n{point['embedding_dim']}" for point in points])
+        ax.set_xlabel("inner dimension k (–: single layer), and below it the embedding dimension d")
+        ax.set_ylabel("ms a step of 128 rows")
+        ax.legend(frameon=False, ncols=3, loc="upper left")
+        ax.set_ylim(0, 1.15 * max(point["textbook_ms_quartiles"][1] for point in points))
+        figure.suptitle(f"{result['device']}: median and quartiles over {result['rounds']} rounds", fontsize=10)
+        written = _save(figure, target / timings.stem)
     return [*written, page]
 
 
@@ -204,11 +244,7 @@ def spread(values: Sequence[float], digits: int, sign: str = "") -> str:
 
 
 def _figure(curves: Sequence[Curve], measures: Sequence[str], name: str, path: Path) -> list[Path]:
-    style: Any = {
-        "font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "svg.hashsalt": "dlrm_mlet",
-        "axes.spines.top": False, "axes.spines.right": False,
-    }  # fmt: skip
-    with plt.rc_context(style):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1, len(measures), figsize=(6.4 * len(measures), 4.4), squeeze=False, layout="constrained"
         )
@@ -217,13 +253,18 @@ def _figure(curves: Sequence[Curve], measures: Sequence[str], name: str, path: P
         seeds = sorted({len(found) for curve in curves for found in curve.points.values()})
         n = f"n = {seeds[0]}" if len(seeds) == 1 else f"n = {seeds[0]} to {seeds[-1]}"
         figure.suptitle(f"{name}: mean ± standard deviation over seeds, {n}", fontsize=10)
-        written = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-        for file in written:
-            with replacing(file) as partial:
-                # without the date and the version, the same results give the same bytes
-                plain = {"Date": None} if file.suffix == ".svg" else {"Software": None}
-                figure.savefig(partial, format=file.suffix[1:], dpi=150, metadata=plain)
-        plt.close(figure)
+        return _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as .png and .svg, and close it."""
+    written = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for file in written:
+        with replacing(file) as partial:
+            # without the date and the version, the same results give the same bytes
+            plain = {"Date": None} if file.suffix == ".svg" else {"Software": None}
+            figure.savefig(partial, format=file.suffix[1:], dpi=150, metadata=plain)
+    plt.close(figure)
     return written
 
 

@@ -1,7 +1,10 @@
 """An experiment -> the runs that have no record yet -> worker processes -> all its records."""
 
+import itertools
 import multiprocessing
 import signal
+import sys
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -9,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from dlrm_mlet import columns, record
 from dlrm_mlet.columns import Columns
 from dlrm_mlet.config import Config, Experiment, Point
+from dlrm_mlet.device import free_memory
 from dlrm_mlet.record import Record
+from dlrm_mlet.training import check_memory, memory_needed, train
 
 
 class SweepError(RuntimeError):
@@ -44,41 +50,54 @@ def directory(out: Path, point: Point, seed: int) -> Path:
     return out / ",".join(filter(None, [point.label, f"seed={seed}"]))
 
 
-def sweep(experiment: Experiment, data: Path, out: Path, jobs: int) -> list[tuple[PlannedRun, Record]]:
-    """Make the runs of the experiment that have no record in `out`, `jobs` at a time, and return all records.
+def sweep(
+    experiment: Experiment, data: Path, out: Path, devices: list[torch.device]
+) -> list[tuple[PlannedRun, Record]]:
+    """Make the runs of the experiment that have no record in `out`, and return all records.
 
-    A run that was stopped goes on from its checkpoint. Raises RecordError where a record in `out` was made by another
-    config or on other columns, ColumnsError where the data set isn't there, SweepError where a worker dies.
+    `devices` has one entry a worker process, several of them "cpu" as it may be; fewer work where memory is short. A
+    run that was stopped goes on from its checkpoint. Raises RecordError where a record in `out` was made by another
+    config or on other columns, ColumnsError where the data set isn't there, DeviceError before anything starts where
+    a run can't fit a device, SweepError where a worker dies.
     """
     runs = plan(experiment, out)
     loaded = columns.load(data)
     missing = [run for run in runs if run.record(loaded) is None]
+    for config, device in itertools.product({run.point.config for run in missing}, set(devices)):
+        check_memory(config, loaded.schema, device)
+    needs = [memory_needed(run.point.config, loaded.schema) for run in missing]
     # the longest first, so that no core waits for one at the end
-    missing.sort(key=lambda run: max(run.point.config.model.inner_dims, default=0), reverse=True)
+    waiting = deque(sorted(zip(missing, needs, strict=True), key=lambda pair: pair[1], reverse=True))
     with tqdm(total=len(runs), initial=len(runs) - len(missing), desc="runs", unit=" runs", disable=None) as bar:
-        for _ in _train_all(missing, data, min(jobs, len(missing))):
+        for _ in _train_all(waiting, data, devices[: len(missing)]):
             bar.update()
     return [(run, found) for run in runs if (found := run.record(loaded)) is not None]
 
 
-def _train_all(runs: list[PlannedRun], data: Path, jobs: int) -> Iterator[None]:
-    """Train the runs in worker processes; yields as each one is finished."""
-    if not runs:
+def _train_all(waiting: deque[tuple[PlannedRun, int]], data: Path, devices: list[torch.device]) -> Iterator[None]:
+    """Train the runs, each with the bytes it needs, in worker processes; yields as each one is finished."""
+    if not waiting:
         return
     context = multiprocessing.get_context("spawn")
-    positions = context.SimpleQueue()
-    for position in range(1, jobs + 1):
-        positions.put(position)
+    places = context.SimpleQueue()
+    for place in enumerate(map(str, devices), start=1):
+        places.put(place)
     tqdm.set_lock(context.RLock())  # one for all processes, so that their bars don't write over one another
-    shared = (data, positions, tqdm.get_lock())
-    with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=shared) as executor:
+    shared = (data, places, tqdm.get_lock())
+    # workers share the CPU's memory; a GPU has one worker, and its memory was checked for each run
+    budget = sum(map(free_memory, {*devices})) if devices[0].type == "cpu" else sys.maxsize
+    with ProcessPoolExecutor(len(devices), context, initializer=_start_worker, initargs=shared) as executor:
         try:
-            waiting: set[Future[None]] = {
-                executor.submit(_train, run.point.config, run.seed, run.directory, run.point.label) for run in runs
-            }
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
+            running: dict[Future[None], int] = {}
+            while waiting or running:
+                while waiting and len(running) < len(devices):
+                    if running and sum(running.values()) + waiting[0][1] > budget:
+                        break
+                    run, need = waiting.popleft()
+                    future = executor.submit(_train, run.point.config, run.seed, run.directory, run.point.label)
+                    running[future] = need
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    del running[future]
                     future.result()
                     yield
         except BrokenProcessPool:
@@ -93,20 +112,21 @@ def _train_all(runs: list[PlannedRun], data: Path, jobs: int) -> Iterator[None]:
 
 
 _columns: Columns
+_device: torch.device
 _bar: Any
 
 
-def _start_worker(data: Path, positions: Any, lock: Any) -> None:
-    """Once in each worker: its view of the data set and its line on the screen."""
-    global _columns, _bar  # noqa: PLW0603  a worker process has one of each
+def _start_worker(data: Path, places: Any, lock: Any) -> None:
+    """Once in each worker: its view of the data set, its device and its line on the screen."""
+    global _columns, _device, _bar  # noqa: PLW0603  a worker process has one of each
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once: what it has written is whole
     _columns = columns.load(data)
     tqdm.set_lock(lock)
-    _bar = tqdm(position=positions.get(), unit=" steps", leave=False, disable=None)
+    position, device = places.get()
+    _device = torch.device(device)
+    _bar = tqdm(position=position, unit=" steps", leave=False, disable=None)
 
 
 def _train(config: Config, seed: int, out: Path, label: str) -> None:
-    from dlrm_mlet.training import train  # noqa: PLC0415  the process that only waits for workers needs no torch
-
     _bar.set_description(f"{label},seed={seed}")
-    train(config, _columns, seed, out, resume=True, bar=_bar)
+    train(config, _columns, seed, out, resume=True, bar=_bar, device=_device)

@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dlrm_mlet import cpu, metrics, record
-from dlrm_mlet.columns import Batch, Columns
+from dlrm_mlet import metrics, record
+from dlrm_mlet.columns import Batch, Columns, Schema
 from dlrm_mlet.config import Config
+from dlrm_mlet.device import DeviceError, describe, free_memory, threads, wait
 from dlrm_mlet.files import replacing
 from dlrm_mlet.model import DLRM, build
 
+CPU = torch.device("cpu")
 CHECKPOINT = "checkpoint.pt"
 EVALUATION_ROWS = 8192
 STEPS_PER_LOOK = 100
@@ -69,9 +71,11 @@ def train_step(model: DLRM, optimizer: SGD, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def scores(model: DLRM, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """The logits and labels of all rows."""
-    logits, labels = zip(*((model(batch.dense, batch.sparse), batch.label) for batch in batches), strict=True)
-    return torch.cat(logits), torch.cat(labels)
+    """The logits and labels of all rows, on the CPU."""
+    device = model.tables.weight.device
+    on_device = (batch.to(device) for batch in batches)
+    logits, labels = zip(*((model(batch.dense, batch.sparse), batch.label) for batch in on_device), strict=True)
+    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
 
 
 def measure(model: DLRM, columns: Columns, split: str) -> metrics.Metrics | None:
@@ -80,20 +84,53 @@ def measure(model: DLRM, columns: Columns, split: str) -> metrics.Metrics | None
     return metrics.measure(logits, labels) if logits.isfinite().all() else None
 
 
+def memory_needed(config: Config, schema: Schema) -> int:
+    """Bytes that a run holds at its fullest, on its device, without the columns and torch itself.
+
+    The trained tables, the collapsed ones beside them at the end, the order of the rows and one batch of evaluation.
+    """
+    model = config.model
+    rows, features = sum(schema.table_rows), len(schema.table_rows)
+    widths = (*model.inner_dims, model.embedding_dim)
+    tables = rows * (widths[0] + (model.embedding_dim if model.inner_dims else 0))
+    activations = EVALUATION_ROWS * (
+        features * sum(widths) + (features + 1) ** 2 + sum(model.bottom_mlp + model.top_mlp)
+    )
+    return 4 * (tables + activations) + 8 * schema.rows["train"]
+
+
+def check_memory(config: Config, schema: Schema, device: torch.device) -> None:
+    """Raises DeviceError where a run needs more memory than the device has free."""
+    needed, free = memory_needed(config, schema), free_memory(device)
+    if needed > free:
+        raise DeviceError(
+            f"inner_dim = {config.model.inner_dim}, embedding_dim = {config.model.embedding_dim} needs "
+            f"{needed / 2**30:.2f} GiB; {describe(device)} has {free / 2**30:.2f} GiB free"
+        )
+
+
 def train(
-    config: Config, columns: Columns, seed: int, out: Path, resume: bool = False, bar: Any = None
+    config: Config,
+    columns: Columns,
+    seed: int,
+    out: Path,
+    resume: bool = False,
+    bar: Any = None,
+    device: torch.device = CPU,
 ) -> record.Record:
     """One run: `epochs` passes over the training rows, then validation and test, each read once by the served model.
 
     Leaves `out`/record.json, and `out`/checkpoint.pt with the served model. While it runs, the checkpoint holds the
     state at the last point of the validation curve, where `resume` goes on, to the same bits. The seed decides the
     weights and, apart from them, the order of the rows. `bar` is a tqdm bar to move; by default the run draws its own.
-    A run whose record is in `out` is not made again. Raises RecordError where the record there is another run's.
+    A run whose record is in `out` is not made again. Raises RecordError where the record there is another run's,
+    DeviceError where the device's memory is too small.
     """
     if finished := record.of_run(out, config, seed, columns.schema):
         return finished
-    with cpu.threads(config.training.threads):
-        run = Run(config, columns, seed, out)
+    check_memory(config, columns.schema, device)
+    with threads(config.training.threads):
+        run = Run(config, columns, seed, out, device)
         if resume:
             run.restore()
         with contextlib.ExitStack() as stack:
@@ -105,10 +142,14 @@ def train(
 class Run:
     """The state of one run between its steps."""
 
-    def __init__(self, config: Config, columns: Columns, seed: int, out: Path):
-        self.config, self.columns, self.seed, self.out = config, columns, seed, out
+    def __init__(self, config: Config, columns: Columns, seed: int, out: Path, device: torch.device):
+        self.config, self.seed, self.out, self.device = config, seed, out, device
         schema = columns.schema
-        self.model = build(config.model, len(schema.dense), schema.table_rows, generator(seed, "weights"))
+        # drawn on the CPU, so that a seed means the same weights on every device
+        self.model = build(config.model, len(schema.dense), schema.table_rows, generator(seed, "weights")).to(device)
+        # resident on a GPU if they fit beside the model; on the CPU they stay mapped
+        fits = device.type != "cpu" and columns.nbytes + memory_needed(config, schema) < free_memory(device)
+        self.columns = columns.to(device) if fits else columns
         self.optimizer = SGD(self.model.parameters(), config.training.learning_rate)
         self.steps_per_epoch = -(-schema.rows["train"] // config.training.batch_size)
         self.steps = min(self.steps_per_epoch * config.training.epochs, config.training.max_steps or sys.maxsize)
@@ -147,7 +188,7 @@ class Run:
             },
             seconds=round(self.seconds, 3),
             rows_per_second=round(rows / self.seconds, 1) if self.seconds else 0.0,
-            provenance=record.provenance(self.columns.schema),
+            provenance=record.provenance(self.columns.schema, describe(self.device)),
         )
         run.write(self.out)
         return run
@@ -157,7 +198,7 @@ class Run:
         training = self.config.training
         started = time.perf_counter()
         for batch in self._batches():
-            loss = train_step(self.model, self.optimizer, batch)
+            loss = train_step(self.model, self.optimizer, batch.to(self.device))
             self.step += 1
             bar.update()
             if self.step % STEPS_PER_LOOK == 0 and not loss.isfinite():
@@ -165,6 +206,7 @@ class Run:
             if self.step == self.steps:
                 break
             if self.step % training.evaluate_every == 0:
+                wait(self.device)
                 self.seconds += time.perf_counter() - started
                 result = measure(self.model, self.columns, "validation")
                 if result is None:
@@ -173,6 +215,7 @@ class Run:
                 self._save({"model": self.model.state_dict(), "served": False, "step": self.step,
                             "seconds": self.seconds, "curve": self.curve})  # fmt: skip
                 started = time.perf_counter()
+        wait(self.device)
         self.seconds += time.perf_counter() - started
         return True
 
@@ -193,7 +236,7 @@ class Run:
         path = self.out / CHECKPOINT
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         mine = {"config": record.as_json(self.config), "seed": self.seed, "columns": self.columns.schema.as_dict()}
         for key, value in mine.items():
             if state[key] != value:

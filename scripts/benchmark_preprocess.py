@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 
 from dlrm_mlet.datasets import CRITEO_KAGGLE
+from dlrm_mlet.device import describe
 from dlrm_mlet.files import write_json
 from dlrm_mlet.preprocess import preprocess
-from dlrm_mlet.record import processor
 from dlrm_mlet.synthetic import synthesize
 
 
@@ -90,7 +91,7 @@ def main() -> None:
     parse, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
     result = {
         "command": f"python scripts/benchmark_preprocess.py --rows {options.rows} --runs {options.runs}",
-        "device": processor(),
+        "device": describe(torch.device("cpu")),
         "versions": {"python": platform.python_version(), "polars": pl.__version__, "numpy": np.__version__},
         "rows": options.rows,
         "bytes": size,

@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from dlrm_mlet import config
+from dlrm_mlet import config, device
 from dlrm_mlet.config import Experiment
+from dlrm_mlet.device import DeviceError
 from dlrm_mlet.record import RecordError
 from dlrm_mlet.sweep import plan, sweep
-from dlrm_mlet.training import train
+from dlrm_mlet.training import memory_needed, train
 from tests.test_training import assert_same_bits
 
 GRID = """
@@ -48,7 +51,7 @@ def times(out: Path) -> dict[Path, int]:
 
 def test_a_sweep_makes_what_is_missing_with_the_bits_of_a_run_alone(experiment, clicks, clicks_directory, tmp_path):
     out = tmp_path / "out"
-    runs = sweep(experiment, clicks_directory, out, jobs=2)
+    runs = sweep(experiment, clicks_directory, out, device.workers(2))
     assert [(run.point.label, run.seed) for run, _ in runs] == [
         (label, seed)
         for label in ("single/embedding_dim=2", "mlet/inner_dim=8,embedding_dim=2", "mlet/inner_dim=8,embedding_dim=4")
@@ -60,7 +63,7 @@ def test_a_sweep_makes_what_is_missing_with_the_bits_of_a_run_alone(experiment, 
 
     before = times(out)
     (alone.directory / "record.json").unlink()
-    sweep(experiment, clicks_directory, out, jobs=2)
+    sweep(experiment, clicks_directory, out, device.workers(2))
     after = times(out)
     assert {path for path in after if after[path] != before[path]} == {alone.directory / "record.json"}
     assert_same_bits(alone.directory, tmp_path / "alone")
@@ -77,15 +80,15 @@ def test_a_record_of_another_config_or_data_set_stops_the_sweep(experiment, clic
     with pytest.raises(
         RecordError, match=r"record\.json is of another run \(training.learning_rate was 0.1 and is now 0.2"
     ):
-        sweep(experiment, clicks_directory, out, jobs=1)
+        sweep(experiment, clicks_directory, out, device.workers(1))
     table["config"]["training"]["learning_rate"] = 0.2
     table["provenance"]["columns"] = "0" * 12
     path.write_text(json.dumps(table))
     with pytest.raises(RecordError, match="columns was 000000000000"):
-        sweep(experiment, clicks_directory, out, jobs=1)
+        sweep(experiment, clicks_directory, out, device.workers(1))
     path.write_text("{")
     with pytest.raises(RecordError, match=r"record\.json: not a record"):
-        sweep(experiment, clicks_directory, out, jobs=1)
+        sweep(experiment, clicks_directory, out, device.workers(1))
 
 
 def test_a_stopped_sweep_keeps_what_is_finished_and_goes_on(clicks_directory, tmp_path):
@@ -110,3 +113,50 @@ def test_a_stopped_sweep_keeps_what_is_finished_and_goes_on(clicks_directory, tm
     assert "6 runs, 0 diverged" in again.stdout
     assert again.stderr == ""  # no bars where nobody looks
     assert finished.items() <= times(out).items()
+
+
+def test_a_point_that_cannot_fit_is_refused_before_any_run_starts(clicks_directory, tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text(GRID.replace("inner_dim = [8]", "inner_dim = [8, 1000000000000]"))
+    with pytest.raises(DeviceError, match=r"inner_dim = 10+, embedding_dim = . needs [\d.]+ GiB"):
+        sweep(config.load(path), clicks_directory, tmp_path / "out", device.workers(1))
+    assert not (tmp_path / "out").exists()
+
+
+class Recorder:
+    """Stands for the pool of processes: nothing is done, and at most so many runs went at once."""
+
+    def __init__(self, workers, *_, **__):
+        self.workers, self.running, self.most = workers, [], 0
+        Recorder.latest = self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.shutdown()
+
+    def submit(self, *_):
+        self.running.append(Future())
+        self.most = max(self.most, len(self.running))
+        return self.running[-1]
+
+    def wait(self, *_, **__):
+        done = self.running.pop(0)
+        done.set_result(None)
+        return SimpleNamespace(done={done})
+
+    def shutdown(self, **_):
+        assert not self.running
+
+
+@pytest.mark.parametrize(("fitting", "together"), [(1, 1), (2, 2), (100, 3)])
+def test_only_runs_that_fit_together_go_at_once(
+    fitting, together, experiment, clicks, clicks_directory, tmp_path, monkeypatch
+):
+    biggest = max(memory_needed(point.config, clicks.schema) for point in experiment.points)
+    monkeypatch.setattr("dlrm_mlet.sweep.free_memory", lambda _: int(fitting * biggest))
+    monkeypatch.setattr("dlrm_mlet.sweep.ProcessPoolExecutor", Recorder)
+    monkeypatch.setattr("dlrm_mlet.sweep.wait", lambda *_, **__: Recorder.latest.wait())
+    sweep(experiment, clicks_directory, tmp_path / "out", device.workers(3))
+    assert Recorder.latest.most == together

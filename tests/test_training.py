@@ -6,52 +6,30 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from dlrm_mlet import cpu, training
+from dlrm_mlet import training
+from dlrm_mlet.benchmark import TextbookTables, textbook_step
 from dlrm_mlet.columns import Batch
-from dlrm_mlet.config import ModelConfig
-from dlrm_mlet.model import DLRM, build
+from dlrm_mlet.config import Config, ModelConfig
+from dlrm_mlet.device import DeviceError, threads
+from dlrm_mlet.model import build
 from dlrm_mlet.training import SGD, TrainingError, train, train_step
 
 TABLE_ROWS = (6, 30, 500)
 DENSE_WIDTH = 5
 
 
-class TextbookTables(nn.Module):
-    """What the published code trains: for each feature an nn.EmbeddingBag(sparse=True) and an nn.Linear."""
-
-    def __init__(self, model: DLRM):
-        super().__init__()
-        tables = model.tables
-        weights = tables.weight.detach().clone().split(tables.table_rows)
-        self.table_rows = tables.table_rows
-        self.bags = nn.ModuleList(
-            nn.EmbeddingBag.from_pretrained(w, freeze=False, mode="sum", sparse=True) for w in weights
-        )
-        self.chains = nn.ModuleList(nn.Sequential() for _ in weights)
-        for projection in getattr(tables, "projections", ()):
-            for chain, matrix in zip(self.chains, projection.detach().clone(), strict=True):
-                linear = nn.Linear(*matrix.shape, bias=False)
-                linear.weight = nn.Parameter(matrix.t().contiguous())
-                chain.append(linear)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """(B, F) ids -> (B, F, D)."""
-        features = zip(self.bags, self.chains, ids.long().t(), strict=True)
-        return torch.stack([chain(bag(column[:, None])) for bag, chain, column in features], dim=1)
-
-    def collapsed(self) -> Tensor:
-        """All features' tables, one below another: (N, D)."""
-        return torch.cat([chain(bag.weight) for bag, chain in zip(self.bags, self.chains, strict=True)])
+NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))
+DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=NEEDS_GPU)]
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("inner_dim", [None, 16, (16, 8)])
-def test_the_fused_step_is_the_textbooks_over_100_steps(inner_dim):
+def test_the_fused_step_is_the_textbooks_over_100_steps(inner_dim, device):
     config = ModelConfig(4, (16,), (32,), inner_dim)
-    ours = build(config, DENSE_WIDTH, TABLE_ROWS, torch.Generator().manual_seed(0)).double()
-    textbook = build(config, DENSE_WIDTH, TABLE_ROWS, torch.Generator().manual_seed(0)).double()
+    ours, textbook = (
+        build(config, DENSE_WIDTH, TABLE_ROWS, torch.Generator().manual_seed(0)).double().to(device) for _ in range(2)
+    )
     textbook.tables = TextbookTables(ours)
     fused, plain = SGD(ours.parameters(), 0.2), torch.optim.SGD(textbook.parameters(), 0.2)
     generator = torch.Generator().manual_seed(1)
@@ -60,12 +38,8 @@ def test_the_fused_step_is_the_textbooks_over_100_steps(inner_dim):
         assert len(ids[:, 0].unique()) < 64  # so that one row is used more than once in a batch
         dense = torch.randn(64, DENSE_WIDTH, generator=generator, dtype=torch.float64)
         label = (torch.rand(64, generator=generator) < 0.3).double()
-        loss = train_step(ours, fused, Batch(dense, ids, label))
-        expected = F.binary_cross_entropy(torch.sigmoid(textbook(dense, ids)), label)
-        plain.zero_grad()
-        expected.backward()
-        plain.step()
-        torch.testing.assert_close(loss, expected.detach())
+        batch = Batch(dense, ids, label).to(device)
+        torch.testing.assert_close(train_step(ours, fused, batch), textbook_step(textbook, plain, batch))
     torch.testing.assert_close(ours.tables.collapse().weight.data, textbook.tables.collapsed().data)
     for mine, theirs in zip(ours.top_mlp.parameters(), textbook.top_mlp.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
@@ -92,7 +66,7 @@ def test_the_checkpoint_is_the_served_model_of_the_record(clicks, small_mlet, tm
     single = dataclasses.replace(small_mlet.model, inner_dim=None)
     served = build(single, 2, clicks.schema.table_rows, None)
     served.load_state_dict(state["model"])
-    with cpu.threads(1):  # as in a run
+    with threads(1):  # as in a run
         auc, log_loss = training.measure(served, clicks, "test")
     assert auc == record.metrics["test"]["auc"]
     assert log_loss == record.metrics["test"]["log_loss"]
@@ -153,6 +127,23 @@ def test_another_runs_checkpoint_is_refused(clicks, small_mlet, tmp_path):
     (tmp_path / "record.json").unlink()
     with pytest.raises(TrainingError, match=r"checkpoint\.pt: made with another seed"):
         train(small_mlet, clicks, 1, tmp_path, resume=True)
+
+
+def test_a_run_that_the_memory_cannot_hold_is_refused_with_the_bytes_it_needs(clicks, tmp_path):
+    wide = Config("clicks", ModelConfig(4, (16,), (32,), inner_dim=10**12))
+    with pytest.raises(
+        DeviceError, match=r"inner_dim = 10+, embedding_dim = 4 needs [\d.]+ GiB; .* has [\d.]+ GiB free"
+    ):
+        train(wide, clicks, 0, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("inner_dim", [None, 64])
+def test_the_memory_a_run_is_said_to_need_is_what_its_tables_take(clicks, inner_dim):
+    schema = dataclasses.replace(clicks.schema, table_rows=(10**6, 10**6))
+    config = Config("clicks", ModelConfig(16, (16,), (32,), inner_dim))
+    tables = 4 * 2 * 10**6 * (64 + 16 if inner_dim else 16)
+    assert tables < training.memory_needed(config, schema) < tables + 2**26
 
 
 def test_a_run_that_diverges_says_so(clicks, small_mlet, tmp_path):

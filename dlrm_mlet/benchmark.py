@@ -1,0 +1,262 @@
+"""Table 2 on this machine: a device -> the time of a training step, the textbook's, ours and the floor's in turns.
+
+B rows of a batch; F categorical features; K inner dimension; D embedding dimension.
+"""
+
+import copy
+import itertools
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dlrm_mlet.columns import Batch, Columns, Schema
+from dlrm_mlet.config import ModelConfig
+from dlrm_mlet.datasets import CRITEO_KAGGLE
+from dlrm_mlet.device import describe, threads, wait
+from dlrm_mlet.embedding import MLETTables
+from dlrm_mlet.model import DLRM, build
+from dlrm_mlet.synthetic import draw_ranks
+from dlrm_mlet.training import SGD, train_step
+
+POINTS: dict[int, tuple[int | None, ...]] = {
+    4: (None, 8, 16, 32, 64),
+    8: (None, 8, 16, 32, 64),
+    16: (None, 16, 32, 64),
+    32: (None, 32, 64),
+    64: (None, 64),
+}
+"""Embedding dimensions of the paper's Table 2, and the inner dimensions of each; None is the single layer."""
+BATCH_SIZE = 128
+LEARNING_RATE = 0.2
+BOTTOM_MLP, TOP_MLP = (512, 256, 128), (512, 256)
+FEED_ROWS = 1 << 18
+"""Rows of the data that are fed: far more bytes than the caches hold."""
+STEPS, WARM_UP_STEPS = 40, 10
+"""Steps of one turn, and of the untimed turn before the first."""
+
+Step = Callable[[Batch], object]
+
+
+class TextbookTables(nn.Module):
+    """The published code's construction: for each feature an nn.EmbeddingBag(sparse=True) and an nn.Linear a layer."""
+
+    def __init__(self, model: DLRM):
+        """The tables of `model`, copied."""
+        super().__init__()
+        tables = model.tables
+        weights = tables.weight.detach().clone().split(tables.table_rows)
+        self.table_rows = tables.table_rows
+        self.bags = nn.ModuleList(
+            nn.EmbeddingBag.from_pretrained(w, freeze=False, mode="sum", sparse=True) for w in weights
+        )
+        chains = [nn.Sequential() for _ in weights]
+        projections: Iterable[Tensor] = tables.projections if isinstance(tables, MLETTables) else ()
+        for projection in projections:
+            for chain, matrix in zip(chains, projection.detach().clone(), strict=True):
+                linear = nn.Linear(matrix.shape[0], matrix.shape[1], bias=False)
+                linear.weight = nn.Parameter(matrix.t().contiguous())
+                chain.append(linear)
+        self.chains = nn.ModuleList(chains)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, F) ids -> (B, F, D)."""
+        features = zip(self.bags, self.chains, ids.long().t(), strict=True)
+        return torch.stack([chain(bag(column[:, None])) for bag, chain, column in features], dim=1)
+
+    def collapsed(self) -> Tensor:
+        """All features' tables, one below another: (N, D)."""
+        return torch.cat([chain(bag.weight) for bag, chain in zip(self.bags, self.chains, strict=True)])
+
+
+class NoTables(nn.Module):
+    """The floor: the same vectors for every batch; their gradient is computed, as it belongs to the interaction."""
+
+    def __init__(self, table_rows: tuple[int, ...], embedding_dim: int):
+        super().__init__()
+        self.table_rows = table_rows
+        self.vectors = nn.Parameter(torch.randn(BATCH_SIZE, len(table_rows), embedding_dim))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, F) ids -> (B, F, D)."""
+        self.vectors.grad = None
+        return self.vectors[: len(ids)]
+
+
+def textbook_step(model: DLRM, optimizer: torch.optim.Optimizer, batch: Batch) -> Tensor:
+    """Forward, backward, update, as any introduction has it."""
+    loss = F.binary_cross_entropy(torch.sigmoid(model(batch.dense, batch.sparse)), batch.label)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def benchmark(device: torch.device, cores: int, max_rows: int, rounds: int) -> dict[str, Any]:
+    """Time every point of Table 2 and return the result as JSON has it: `device`, `versions`, `points` and settings.
+
+    Criteo-Kaggle's 26 tables, of at most `max_rows` rows each, with ids of a power law, batch 128. All that share an
+    embedding dimension take turns of 40 steps, for `rounds` rounds, each with its own feed of batches, which is
+    inside what is timed. A point's times are medians over rounds, in ms per step; its ratios are medians of the
+    rounds' own ratios, so that a machine that slows down slows both sides. The textbook has torch's own settings; ours
+    and the floor have those of `device.threads`.
+    """
+    table_rows = tuple(min(n, max_rows) for n in CRITEO_KAGGLE.table_rows or ())
+    columns = feed_columns(table_rows).to(device)
+    points: list[dict[str, Any]] = []
+    with tqdm(total=sum(map(len, POINTS.values())), desc="Table 2", unit=" points", disable=None) as bar:
+        for embedding_dim, inner_dims in POINTS.items():
+            points += _points_of_one_width(columns, device, cores, rounds, embedding_dim, inner_dims)
+            bar.update(len(inner_dims))
+    return {
+        "device": describe(device),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__.partition("+")[0]},
+        "threads": cores,
+        "max_rows": max_rows,
+        "table_rows": sum(table_rows),
+        "batch_size": BATCH_SIZE,
+        "rounds": rounds,
+        "steps_per_round": STEPS,
+        "points": sorted(points, key=lambda point: (point["inner_dim"] is not None, point["embedding_dim"])),
+    }
+
+
+def _points_of_one_width(
+    columns: Columns,
+    device: torch.device,
+    cores: int,
+    rounds: int,
+    embedding_dim: int,
+    inner_dims: tuple[int | None, ...],
+) -> list[dict[str, Any]]:
+    schema = columns.schema
+    contenders: dict[tuple[str, int | None], Step] = {}
+    for inner_dim in inner_dims:
+        config = ModelConfig(embedding_dim, BOTTOM_MLP, TOP_MLP, inner_dim)
+        ours = build(config, len(schema.dense), schema.table_rows, None).to(device)
+        contenders["ours", inner_dim] = _ours(ours, ours.parameters())
+        contenders["textbook", inner_dim] = _textbook(_with_tables(ours, TextbookTables(ours)))
+    floor = _with_tables(ours, NoTables(schema.table_rows, embedding_dim).to(device))
+    contenders["floor", None] = _ours(floor, (*floor.bottom_mlp.parameters(), *floor.top_mlp.parameters()))
+    feeds = {name: _feed(columns) for name in contenders}
+    times: dict[tuple[str, int | None], list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, step in contenders.items():
+            plain = name[0] == "textbook"
+            torch.set_num_threads(cores)
+            with nullcontext() if plain else threads(cores):
+                taken = _milliseconds(step, feeds[name], STEPS if turn else WARM_UP_STEPS, device)
+            if turn:
+                times[name].append(taken)
+    single, base = times.get(("ours", None)), times["floor", None]
+    return [_point(inner_dim, embedding_dim, times["textbook", inner_dim], times["ours", inner_dim], base, single)
+            for inner_dim in inner_dims]  # fmt: skip
+
+
+def _with_tables(model: DLRM, tables: nn.Module) -> DLRM:
+    """A model with other tables, and MLPs of its own."""
+    return DLRM(copy.deepcopy(model.bottom_mlp), tables, copy.deepcopy(model.top_mlp))  # type: ignore[arg-type]
+
+
+def _ours(model: DLRM, parameters: Iterable[nn.Parameter]) -> Step:
+    optimizer = SGD(parameters, LEARNING_RATE)
+    return lambda batch: train_step(model, optimizer, batch)
+
+
+def _textbook(model: DLRM) -> Step:
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE)
+    return lambda batch: textbook_step(model, optimizer, batch)
+
+
+def _point(
+    inner_dim: int | None,
+    embedding_dim: int,
+    textbook: list[float],
+    ours: list[float],
+    floor: list[float],
+    single: list[float] | None,
+) -> dict[str, Any]:
+    point: dict[str, Any] = {"inner_dim": inner_dim, "embedding_dim": embedding_dim}
+    for name, times in (("textbook", textbook), ("ours", ours), ("floor", floor)):
+        point[f"{name}_ms"] = round(statistics.median(times), 4)
+        low, _, high = statistics.quantiles(times, n=4)
+        point[f"{name}_ms_quartiles"] = [round(low, 4), round(high, 4)]
+    point["textbook_over_ours"] = _median_ratio(textbook, ours)
+    point["ours_over_floor"] = _median_ratio(ours, floor)
+    if inner_dim is not None and single:
+        point["ours_over_single_layer"] = _median_ratio(ours, single)
+    return point
+
+
+def _median_ratio(above: list[float], below: list[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(above, below, strict=True)), 3)
+
+
+def _milliseconds(step: Step, feed: Iterator[Batch], steps: int, device: torch.device) -> float:
+    """Wall-clock time of a step, its batch included, mean over `steps`."""
+    wait(device)
+    begin = time.perf_counter()
+    for batch in itertools.islice(feed, steps):
+        step(batch)
+    wait(device)
+    return (time.perf_counter() - begin) / steps * 1000
+
+
+def _feed(columns: Columns) -> Iterator[Batch]:
+    for epoch in itertools.count():
+        yield from columns.shuffled("train", BATCH_SIZE, torch.Generator().manual_seed(epoch))
+
+
+def feed_columns(table_rows: tuple[int, ...]) -> Columns:
+    """Rows to train on, in memory: ids by a power law, as clicks have them; numbers and labels at random."""
+    rng = np.random.default_rng(0)
+    dense = rng.standard_exponential((FEED_ROWS, len(CRITEO_KAGGLE.dense)), np.float32)
+    # ranks are scattered over the table: frequent ids don't lie side by side
+    sparse = [draw_ranks(rng, n, FEED_ROWS).astype(np.int64) * 2654435761 % n for n in table_rows]
+    schema = Schema(
+        dataset="benchmark",
+        label="label",
+        dense=CRITEO_KAGGLE.dense,
+        categorical=CRITEO_KAGGLE.categorical,
+        table_rows=table_rows,
+        rows={"train": FEED_ROWS, "validation": 0, "test": 0},
+        split="ordered",
+        split_seed=0,
+        transform={},
+        source={},
+        vocabulary="",
+        mismatches=(),
+    )
+    return Columns(
+        schema,
+        dense=torch.from_numpy(dense),
+        sparse=torch.from_numpy(np.stack(sparse, axis=1).astype(np.int32)),
+        label=torch.from_numpy((rng.random(FEED_ROWS) < 0.25).astype(np.uint8)),
+    )
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The table of a benchmark's result."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines = [
+        f"{result['device']}, {result['threads']} threads, {versions}; Criteo-Kaggle's 26 tables capped at "
+        f"{result['max_rows']:,} rows each, batch {result['batch_size']}; medians over {result['rounds']} rounds of "
+        f"{result['steps_per_round']} steps, in ms a step, and medians of the rounds' ratios.",
+        "",
+        "| model | d | textbook | ours | floor | textbook / ours | ours / floor | ours / our single layer |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for point in result["points"]:
+        model = "single layer" if point["inner_dim"] is None else f"MLET k={point['inner_dim']}"
+        times = " | ".join(f"{point[f'{name}_ms']:.2f}" for name in ("textbook", "ours", "floor"))
+        ratios = (point["textbook_over_ours"], point["ours_over_floor"], point.get("ours_over_single_layer", 1.0))
+        lines.append(f"| {model} | {point['embedding_dim']} | {times} | {' | '.join(f'{r:.2f}' for r in ratios)} |")
+    return "\n".join(lines)
