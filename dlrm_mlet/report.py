@@ -105,6 +105,7 @@ def draw_steps(timings: Path, target: Path) -> list[Path]:
             above = [max(high - m, 0) for m, (_, high) in zip(medians, quartiles, strict=True)]
             at = [place + aside for place in places]
             ax.bar(at, medians, 0.27, yerr=[below, above], capsize=1.5, label=name, color=colour)
+        ax.set_axisbelow(True)
         ax.set_xticks(places, [f"{point['inner_dim'] or '–'}\n{point['embedding_dim']}" for point in points])
         ax.set_xlabel("inner dimension k (–: single layer), and below it the embedding dimension d")
         ax.set_ylabel("ms a step of 128 rows")
