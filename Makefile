@@ -6,7 +6,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 installed := $(VENV)/.installed
 
-.PHONY: install preprocess sweep figures benchmark benchmark-preprocess test lint clean
+.PHONY: install preprocess sweep experiments figures benchmark benchmark-preprocess test lint clean
 
 install: $(installed)
 
@@ -20,6 +20,9 @@ preprocess: $(installed)  ## make preprocess DATASET=my-data.toml RAW=clicks.csv
 
 sweep: $(installed)  ## make sweep [DATASET=flights] [GRID=paper-grid]
 	scripts/sweep.sh $(DATASET) $(GRID)
+
+experiments: $(installed)  ## all that docs/reproduction.md is drawn from, in under two hours on two cores
+	scripts/experiments.sh $(DATASET)
 
 figures: $(installed)  ## all figures and tables again, from results/ alone
 	dlrm-mlet report results

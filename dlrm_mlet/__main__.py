@@ -115,13 +115,17 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from dlrm_mlet import config, device, results
+    from dlrm_mlet import config, device, results, tuning
     from dlrm_mlet.sweep import sweep
 
     experiment = config.load(options.config)
     out = options.out or ROOT / experiment.dataset / options.config.stem
-    runs = sweep(experiment, options.data or DATA / experiment.dataset, out, device.workers(options.jobs))
+    data, devices = options.data or DATA / experiment.dataset, device.workers(options.jobs)
     table = out.with_name(out.name + ".csv")
+    if experiment.tuning:
+        experiment, trials = tuning.tune(experiment, data, out / "trials", devices)
+        results.write(table.with_name(f"{out.name}-trials.csv"), [(run.point, record) for run, record in trials])
+    runs = sweep(experiment, data, out, devices)
     results.write(table, [(run.point, record) for run, record in runs])
 
     from dlrm_mlet import report

@@ -22,10 +22,11 @@ from dlrm_mlet.columns import Batch, Columns, Schema
 from dlrm_mlet.config import ModelConfig
 from dlrm_mlet.datasets import CRITEO_KAGGLE
 from dlrm_mlet.device import describe, threads, wait
-from dlrm_mlet.embedding import MLETTables
+from dlrm_mlet.embedding import MLETTables, SingleLayerTables, Tables
 from dlrm_mlet.model import DLRM, build
+from dlrm_mlet.optimizer import SGD
 from dlrm_mlet.synthetic import draw_ranks
-from dlrm_mlet.training import SGD, train_step
+from dlrm_mlet.training import train_step
 
 POINTS: dict[int, tuple[int | None, ...]] = {
     4: (None, 8, 16, 32, 64),
@@ -46,15 +47,15 @@ STEPS, WARM_UP_STEPS = 40, 10
 Step = Callable[[Batch], object]
 
 
-class TextbookTables(nn.Module):
+class TextbookTables(Tables):
     """The published code's construction: for each feature an nn.EmbeddingBag(sparse=True) and an nn.Linear a layer."""
 
     def __init__(self, model: DLRM):
         """The tables of `model`, copied."""
-        super().__init__()
         tables = model.tables
+        assert isinstance(tables, SingleLayerTables | MLETTables)
+        super().__init__(tables.table_rows, tables.embedding_dim)
         weights = tables.weight.detach().clone().split(tables.table_rows)
-        self.table_rows = tables.table_rows
         self.bags = nn.ModuleList(
             nn.EmbeddingBag.from_pretrained(w, freeze=False, mode="sum", sparse=True) for w in weights
         )
@@ -77,12 +78,11 @@ class TextbookTables(nn.Module):
         return torch.cat([chain(bag.weight) for bag, chain in zip(self.bags, self.chains, strict=True)])
 
 
-class NoTables(nn.Module):
+class NoTables(Tables):
     """The floor: the same vectors for every batch; their gradient is computed, as it belongs to the interaction."""
 
     def __init__(self, table_rows: tuple[int, ...], embedding_dim: int):
-        super().__init__()
-        self.table_rows = table_rows
+        super().__init__(table_rows, embedding_dim)
         self.vectors = nn.Parameter(torch.randn(BATCH_SIZE, len(table_rows), embedding_dim))
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -161,14 +161,14 @@ def _points_of_one_width(
             for inner_dim in inner_dims]  # fmt: skip
 
 
-def _with_tables(model: DLRM, tables: nn.Module) -> DLRM:
+def _with_tables(model: DLRM, tables: Tables) -> DLRM:
     """A model with other tables, and MLPs of its own."""
-    return DLRM(copy.deepcopy(model.bottom_mlp), tables, copy.deepcopy(model.top_mlp))  # type: ignore[arg-type]
+    return DLRM(copy.deepcopy(model.bottom_mlp), tables, copy.deepcopy(model.top_mlp))
 
 
 def _ours(model: DLRM, parameters: Iterable[nn.Parameter]) -> Step:
     optimizer = SGD(parameters, LEARNING_RATE)
-    return lambda batch: train_step(model, optimizer, batch)
+    return lambda batch: train_step(model, [optimizer], batch)
 
 
 def _textbook(model: DLRM) -> Step:

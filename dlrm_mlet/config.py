@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
@@ -33,6 +33,20 @@ class ModelConfig:
     """Accept k < d, which narrows the search space to matrices of rank k (paper, Theorem 2.2)."""
     projection_std: float = 0.25
     """Standard deviation of W2 at the start; the paper's N(0, 0.0625) names the variance."""
+    initial_scale: float = 1.0
+    """The gathered table is uniform in ±initial_scale/sqrt(n) at the start."""
+    start_as: tuple[int, ...] | None = None
+    """Start at the W of a model with these inner dimensions ([]: a single layer), by the QR of Theorem 2.1."""
+    tables: Literal["full", "hashed", "quotient-remainder", "mixed-dimension"] = "full"
+    """Full: a row a value, one layer or more. The others are rivals: see rivals.py."""
+    collisions: int = 4
+    """By what factor hashed and quotient-remainder tables have fewer rows."""
+    temperature: float = 0.3
+    """How fast mixed dimensions fall with the number of rows."""
+    served_rank: int | None = None
+    """Serve the table's truncated singular value decomposition of this rank, as two factors."""
+    served_as: Literal["float32", "int8"] = "float32"
+    """int8: serve whole numbers, with a half-precision scale a row."""
 
     @property
     def inner_dims(self) -> tuple[int, ...]:
@@ -46,8 +60,18 @@ class ModelConfig:
             value = getattr(self, key)
             if any(width < 1 for width in (value if isinstance(value, tuple) else (value,))):
                 raise ConfigError(f"model.{key.rstrip('s')} = {value}: expected widths of at least 1")
-        if self.projection_std <= 0:
-            raise ConfigError(f"model.projection_std = {self.projection_std}: expected a positive number")
+        for key in ("projection_std", "initial_scale", "temperature", "collisions", "served_rank"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise ConfigError(f"model.{key} = {value}: expected a positive number")
+        if self.tables != "full" and (self.inner_dim or self.start_as is not None or self.initial_scale != 1):
+            raise ConfigError(f"model.tables = {self.tables!r}: goes without inner_dim, start_as and initial_scale")
+        if self.tables not in ("full", "hashed") and (self.served_rank or self.served_as != "float32"):
+            raise ConfigError(f'model.tables = {self.tables!r}: can\'t be served otherwise; expected tables = "full"')
+        if self.served_rank and (self.inner_dim or self.served_as != "float32"):
+            raise ConfigError(
+                "model.served_rank: is of float32 tables of a single layer; expected no inner_dim or int8"
+            )
         if self.inner_dim == ():
             raise ConfigError("model.inner_dim = []: expected at least one width; leave it out for a single layer")
         narrowest = min(self.inner_dims, default=self.embedding_dim)
@@ -63,6 +87,12 @@ class TrainingConfig:
     """One run's schedule: plain SGD, without momentum or decay (paper, section 3)."""
 
     learning_rate: float = 0.2
+    table_learning_rate: float | None = None
+    """The tables' own learning rate, projections included; None: the same as the MLPs'."""
+    freeze_projections: bool = False
+    """Leave W2 as it starts."""
+    optimizer: Literal["sgd", "adagrad"] = "sgd"
+    """Adagrad keeps one sum of squares a row for gathered tables, and one an element for all else."""
     batch_size: int = 128
     epochs: int = 1
     max_steps: int | None = None
@@ -71,10 +101,15 @@ class TrainingConfig:
     """Steps between two points of the validation curve, where the run can also be resumed."""
     threads: int = 1
     """CPU threads of one run. It is part of the config because it can change the last bit of a sum."""
+    also_measure: tuple[Literal["spectra", "frequency"], ...] = ()
+    """spectra: the tables' singular values at each point of the curve; frequency: validation by how rare ids are."""
+
+    read_test: bool = True
+    """False: leave the test split unread, as trials do from which a choice is made."""
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():
-            if value is not None and value <= 0:
+            if type(value) in (int, float) and value <= 0:
                 raise ConfigError(f"training.{key} = {value}: expected a positive number")
 
 
@@ -99,12 +134,30 @@ class Point:
     arm: str
     varied: dict[str, Any]
     config: Config
+    tuned: dict[str, Any] = field(default_factory=dict)
+    """What was chosen for this point, beside what the grid varied."""
 
     @property
     def label(self) -> str:
         """Its name in paths and bars, such as mlet/inner_dim=64,embedding_dim=4."""
-        shown = {k: "x".join(map(str, v)) if isinstance(v, tuple) else v for k, v in self.varied.items()}
+        chosen = {**self.varied, **self.tuned}
+        shown = {k: "x".join(map(str, v)) if isinstance(v, tuple) else v for k, v in chosen.items()}
         return "/".join(filter(None, [self.arm, ",".join(f"{key}={value}" for key, value in shown.items())]))
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a sweep chooses some keys for each of its points, on validation, before the point's seeds are run.
+
+    Trials start with every combination of `start` and go on around the best one so far, one step of `factor` at a time
+    in each key, until `trials` are made and the best has no neighbour that wasn't tried.
+    """
+
+    start: dict[str, tuple[float, ...]]
+    seeds: tuple[int, ...]
+    """Of the trials; expected to be others than those of the experiment."""
+    trials: int
+    factor: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -115,6 +168,7 @@ class Experiment:
     dataset: str
     seeds: tuple[int, ...]
     points: tuple[Point, ...]
+    tuning: Tuning | None = None
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -128,13 +182,39 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         _override(table, override)
     try:
         grid = table.pop("grid", None)
+        tuning = _tuning(table.pop("tuning", None))
         seeds = _convert(table.pop("seeds", [0]), tuple[int, ...], "seeds")
         if len(set(seeds)) != len(seeds) or not seeds or min(seeds) < 0:
             raise ConfigError(f"seeds = {list(seeds)}: expected distinct numbers from 0 up")
+        if tuning and set(seeds) & set(tuning.seeds):
+            raise ConfigError(f"tuning.seeds = {list(tuning.seeds)}: expected other seeds than {list(seeds)}")
         points = (Point("", {}, build(Config, table)),) if grid is None else tuple(_points(table, grid))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    return Experiment(path, points[0].config.dataset, seeds, points)
+    return Experiment(path, points[0].config.dataset, seeds, points, tuning)
+
+
+def tuned(point: Point, chosen: Mapping[str, Any]) -> Point:
+    """A point with the values that were chosen for some of GRID_KEYS."""
+    config = point.config
+    for key, value in chosen.items():
+        section = getattr(config, GRID_KEYS[key])
+        config = dataclasses.replace(config, **{GRID_KEYS[key]: dataclasses.replace(section, **{key: value})})
+    return Point(point.arm, point.varied, config, dict(chosen))
+
+
+def _tuning(table: Any) -> Tuning | None:
+    if table is None:
+        return None
+    tuning = build(Tuning, _convert(table, dict[str, Any], "tuning"), "tuning.")
+    for key, values in tuning.start.items():
+        if key not in GRID_KEYS:
+            raise ConfigError(f"unknown key tuning.start.{key}: expected one of {', '.join(GRID_KEYS)}")
+        if not values or min(values) <= 0:
+            raise ConfigError(f"tuning.start.{key} = {list(values)}: expected positive numbers")
+    if not tuning.start or not tuning.seeds or tuning.trials < 1 or tuning.factor <= 1:
+        raise ConfigError("tuning: expected keys in start, seeds, trials of at least 1, and a factor above 1")
+    return tuning
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -213,7 +293,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return tuple(_convert(item, arguments[0], f"{key}[{i}]") for i, item in enumerate(value))
     elif origin is dict and isinstance(value, dict):
         return {name: _convert(item, arguments[1], f"{key}.{name}") for name, item in value.items()}
-    elif origin is typing.Literal and value in arguments:
+    elif (origin is typing.Literal and value in arguments) or hint is Any:
         return value
     elif hint is float and type(value) is int:
         return float(value)

@@ -13,14 +13,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class _Tables(nn.Module):
-    """What both kinds share: the tables of all features in one matrix, from which a batch is gathered at once."""
+class Tables(nn.Module):
+    """The tables of all features, of any kind: forward turns (B, F) ids into (B, F, D) vectors."""
+
+    def __init__(self, table_rows: Sequence[int], embedding_dim: int):
+        super().__init__()
+        self.table_rows = tuple(table_rows)
+        self.embedding_dim = embedding_dim
+
+    def collapse(self) -> "Tables":
+        """What is served: the tables themselves, where there is nothing to collapse."""
+        return self
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that a checkpoint of the tables holds."""
+        return sum(tensor.nbytes for tensor in self.state_dict().values())
+
+
+class _Stacked(Tables):
+    """The tables of all features in one matrix, one below another, from which a batch is gathered at once."""
 
     offsets: Tensor
 
-    def __init__(self, table_rows: Sequence[int], weight: Tensor):
-        super().__init__()
-        self.table_rows = tuple(table_rows)
+    def __init__(self, table_rows: Sequence[int], weight: Tensor, embedding_dim: int):
+        super().__init__(table_rows, embedding_dim)
         self.weight = nn.Parameter(weight)
         first_rows = [0, *accumulate(self.table_rows)][:-1]
         # (F, 1): the row of `weight` where each feature's table begins
@@ -31,23 +48,18 @@ class _Tables(nn.Module):
         return F.embedding(ids.t() + self.offsets, self.weight, sparse=True)
 
 
-class SingleLayerTables(_Tables):
+class SingleLayerTables(_Stacked):
     """W of n x d for each feature (paper, equation 1); `weight` (N, D) holds one below another."""
 
     def __init__(self, table_rows: Sequence[int], weight: Tensor):
-        super().__init__(table_rows, weight)
-        self.embedding_dim = weight.shape[1]
+        super().__init__(table_rows, weight, embedding_dim=weight.shape[1])
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, F) ids -> (B, F, D)."""
         return self.rows(ids).transpose(0, 1)
 
-    def collapse(self) -> "SingleLayerTables":
-        """Itself: there is one layer."""
-        return self
 
-
-class MLETTables(_Tables):
+class MLETTables(_Stacked):
     """W1 · W2 for each feature (paper, equations 2 to 5): rows of W1, n x k, each times its feature's own W2, k x d.
 
     `weight` (N, K) holds the W1 one below another, `projections` the W2 as (F, K, D); with more than one projection
@@ -55,9 +67,8 @@ class MLETTables(_Tables):
     """
 
     def __init__(self, table_rows: Sequence[int], weight: Tensor, projections: Sequence[Tensor]):
-        super().__init__(table_rows, weight)
+        super().__init__(table_rows, weight, embedding_dim=projections[-1].shape[2])
         self.projections = nn.ParameterList(projections)
-        self.embedding_dim = projections[-1].shape[2]
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, F) ids -> (B, F, D): r = q W1 W2 (paper, equation 5)."""
@@ -66,20 +77,22 @@ class MLETTables(_Tables):
             vectors = torch.bmm(vectors, projection)  # (F, B, D)
         return vectors.transpose(0, 1)
 
+    def product(self) -> Tensor:
+        """(F, K, D): all projections multiplied."""
+        product, *others = self.projections
+        for projection in others:
+            product = torch.bmm(product, projection)
+        return product
+
     @torch.no_grad()
     def collapse(self) -> SingleLayerTables:
         """The single-layer tables W = W1 · W2, n x d: what is served."""
-        product, *others = self.projections  # (F, K, D)
-        for projection in others:
-            product = torch.bmm(product, projection)
+        product = self.product()
         collapsed = self.weight.new_empty(len(self.weight), self.embedding_dim)
         wide, narrow = self.weight.split(self.table_rows), collapsed.split(self.table_rows)
         for table, matrix, out in zip(wide, product, narrow, strict=True):
             torch.mm(table, matrix, out=out)
         return SingleLayerTables(self.table_rows, collapsed)
-
-
-Tables = SingleLayerTables | MLETTables
 
 
 def make_tables(
@@ -88,17 +101,34 @@ def make_tables(
     embedding_dim: int,
     projection_std: float,
     generator: torch.Generator | None = None,
-) -> Tables:
+    scale: float = 1.0,
+) -> SingleLayerTables | MLETTables:
     """New tables: single-layer ones without inner dimensions, else MLET's, with one projection for each.
 
-    The gathered table is uniform in ±1/sqrt(n) at the start, the projections are N(0, projection_std²).
+    The gathered table is uniform in ±scale/sqrt(n) at the start, the projections are N(0, projection_std²).
     """
     widths = (*inner_dims, embedding_dim)
     weight = torch.empty(sum(table_rows), widths[0])
     for table, n in zip(weight.split(list(table_rows)), table_rows, strict=True):
-        table.uniform_(-1 / math.sqrt(n), 1 / math.sqrt(n), generator=generator)
+        table.uniform_(-scale / math.sqrt(n), scale / math.sqrt(n), generator=generator)
     projections = [
         torch.empty(len(table_rows), wide, narrow).normal_(0, projection_std, generator=generator)
         for wide, narrow in pairwise(widths)
     ]
     return MLETTables(table_rows, weight, projections) if projections else SingleLayerTables(table_rows, weight)
+
+
+@torch.no_grad()
+def start_at(tables: SingleLayerTables | MLETTables, wanted: SingleLayerTables) -> None:
+    """Change the gathered table so that the product is `wanted`, and leave the projections as they are (Theorem 2.1).
+
+    Of all W1 with W1 · W2 = W it is the smallest: with the QR decomposition W2 = Q R, W1 = W · R⁻¹ · Qᵀ.
+    """
+    if isinstance(tables, SingleLayerTables):
+        tables.weight.copy_(wanted.weight)
+        return
+    q, r = torch.linalg.qr(tables.product())  # (F, K, D), (F, D, D)
+    inverse = torch.linalg.solve_triangular(r, q.transpose(1, 2), upper=True)  # (F, D, K): R⁻¹ · Qᵀ
+    parts = zip(tables.weight.split(tables.table_rows), wanted.weight.split(wanted.table_rows), inverse, strict=True)
+    for table, goal, matrix in parts:
+        torch.mm(goal, matrix, out=table)

@@ -21,7 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from dlrm_mlet.config import ModelConfig
-from dlrm_mlet.embedding import Tables, make_tables
+from dlrm_mlet.embedding import SingleLayerTables, Tables, make_tables, start_at
+from dlrm_mlet.rivals import (
+    SPLIT_ABOVE,
+    HashedTables,
+    Int8Tables,
+    MixedDimensionTables,
+    QuotientRemainderTables,
+    truncated,
+)
 
 
 def mlp(widths: Sequence[int], generator: torch.Generator | None) -> nn.Sequential:
@@ -68,15 +76,50 @@ class DLRM(nn.Module):
         return self.top_mlp(self.interaction(self.bottom_mlp(dense), self.tables(ids))).squeeze(1)
 
     def collapse(self) -> "DLRM":
-        """The model that is served: the same MLPs (not copies), single-layer tables, the same logits."""
-        return DLRM(self.bottom_mlp, self.tables.collapse(), self.top_mlp)
+        """The model with its MLET tables collapsed: the same MLPs (not copies), the same logits."""
+        return self.with_tables(self.tables.collapse())
+
+    def with_tables(self, tables: Tables) -> "DLRM":
+        """The same MLPs (not copies) around other tables."""
+        return DLRM(self.bottom_mlp, tables, self.top_mlp)
 
 
 def build(config: ModelConfig, dense_width: int, table_rows: Sequence[int], generator: torch.Generator | None) -> DLRM:
     """A new DLRM for so many dense columns, and tables of n rows each, started from `generator`."""
     d = config.embedding_dim
-    tables = make_tables(table_rows, config.inner_dims, d, config.projection_std, generator)
+    tables = build_tables(config, table_rows, generator)
     bottom_mlp = mlp((dense_width, *config.bottom_mlp, d), generator)
     pairs = math.comb(len(table_rows) + 1, 2)
     top_mlp = mlp((d + pairs, *config.top_mlp, 1), generator)
     return DLRM(bottom_mlp.append(nn.ReLU()), tables, top_mlp)
+
+
+def build_tables(config: ModelConfig, table_rows: Sequence[int], generator: torch.Generator | None) -> Tables:
+    """New tables of the kind that the config names."""
+    d = config.embedding_dim
+    match config.tables:
+        case "quotient-remainder":
+            return QuotientRemainderTables(table_rows, d, config.collisions, generator)
+        case "mixed-dimension":
+            return MixedDimensionTables(table_rows, d, config.temperature, generator)
+        case "hashed":
+            moduli = [math.ceil(n / config.collisions) if n > SPLIT_ABOVE else n for n in table_rows]
+            return HashedTables(moduli, make_tables(moduli, (), d, config.projection_std, generator).weight.data)
+    scale = config.initial_scale
+    tables = make_tables(table_rows, config.inner_dims, d, config.projection_std, generator, scale)
+    if config.start_as is not None:
+        other = make_tables(table_rows, config.start_as, d, config.projection_std, generator, scale).collapse()
+        assert isinstance(other, SingleLayerTables)
+        start_at(tables, other)
+    return tables
+
+
+def served(model: DLRM, config: ModelConfig) -> DLRM:
+    """The model that is served: collapsed, and its tables made smaller as the config says."""
+    collapsed = model.collapse()
+    tables = collapsed.tables
+    if isinstance(tables, SingleLayerTables) and config.served_rank is not None:
+        return collapsed.with_tables(truncated(tables, config.served_rank))
+    if isinstance(tables, SingleLayerTables) and config.served_as == "int8":
+        return collapsed.with_tables(Int8Tables(tables))
+    return collapsed

@@ -35,6 +35,12 @@ class Record:
     """step, auc and log_loss on validation while training."""
     parameters: dict[str, int]
     """trained and served, of the whole model; trained_tables and served_tables."""
+    bytes: dict[str, int]
+    """trained_tables and served_tables, projections and scales included."""
+    spectra: list[dict[str, Any]]
+    """step, and singular_values: for each feature those of its product W, largest first; empty where not asked for."""
+    by_frequency: list[dict[str, Any]]
+    """Validation in thirds by how rare a row's rarest id is: see frequency.py; empty where not asked for."""
     seconds: float
     """Wall-clock time of the training steps, without evaluation."""
     rows_per_second: float

@@ -10,7 +10,6 @@ from dlrm_mlet.files import replacing
 from dlrm_mlet.record import Record
 
 MEASURES = ("validation_auc", "validation_log_loss", "test_auc", "test_log_loss")
-FLOAT_BYTES = 4
 
 
 class ResultsError(ValueError):
@@ -29,7 +28,7 @@ class Row:
     seed: int
     status: str
     measures: dict[str, float]
-    """MEASURES; empty where the run diverged."""
+    """MEASURES, those of test only where test was read; empty where the run diverged."""
     trained_table_bytes: int
     served_table_bytes: int
     seconds: float
@@ -40,22 +39,24 @@ class Row:
 def write(path: Path, runs: list[tuple[Point, Record]]) -> None:
     """Write the table, its rows in the order of the grid. Metrics are rounded to 6 decimals, far below their spread."""
     varied = list(dict.fromkeys(key for point, _ in runs for key in point.varied))
+    tuned = list(dict.fromkeys(key for point, _ in runs for key in point.tuned))
     others = [key for key in varied if key not in ("inner_dim", "embedding_dim")]
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
-            ["arm", "inner_dim", "embedding_dim", *others, "seed", "status", *MEASURES, "steps", "trained_parameters",
-             "served_parameters", "trained_table_bytes", "served_table_bytes", "seconds", "device", "torch", "commit"]
+            ["arm", "inner_dim", "embedding_dim", *others, "seed", *tuned, "status", *MEASURES, "steps",
+             "trained_parameters", "served_parameters", "trained_table_bytes", "served_table_bytes", "seconds",
+             "device", "torch", "commit"]
         )  # fmt: skip
         for point, run in runs:
             model, size, where = point.config.model, run.parameters, run.provenance
             writer.writerow(
                 [point.arm, _text(model.inner_dims), model.embedding_dim]
                 + [_text(point.varied.get(key, "")) for key in others]
-                + [run.seed, run.status]
-                + [round(_measure(run, name), 6) if run.metrics else "" for name in MEASURES]
+                + [run.seed, *(_text(point.tuned.get(key, "")) for key in tuned), run.status]
+                + [_measure(run, name) for name in MEASURES]
                 + [run.steps, size["trained"], size["served"]]
-                + [size["trained_tables"] * FLOAT_BYTES, size["served_tables"] * FLOAT_BYTES]
+                + [run.bytes["trained_tables"], run.bytes["served_tables"]]
                 + [round(run.seconds, 1), where["device"], where["torch"], where["commit"]]
             )
 
@@ -80,7 +81,7 @@ def _row(row: dict[str, str]) -> Row:
         embedding_dim=int(row["embedding_dim"]),
         seed=int(row["seed"]),
         status=row["status"],
-        measures={name: float(row[name]) for name in MEASURES} if row["status"] == "finished" else {},
+        measures={name: float(row[name]) for name in MEASURES if row[name]},
         trained_table_bytes=int(row["trained_table_bytes"]),
         served_table_bytes=int(row["served_table_bytes"]),
         seconds=float(row["seconds"]),
@@ -88,10 +89,10 @@ def _row(row: dict[str, str]) -> Row:
     )
 
 
-def _measure(run: Record, name: str) -> float:
-    assert run.metrics is not None
+def _measure(run: Record, name: str) -> float | str:
     split, _, metric = name.partition("_")
-    return run.metrics[split][metric]
+    measured = (run.metrics or {}).get(split)
+    return round(measured[metric], 6) if measured else ""
 
 
 def _text(value: Any) -> str:

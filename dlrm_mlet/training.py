@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,16 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dlrm_mlet import metrics, record
+from dlrm_mlet import evaluation, record, spectrum
 from dlrm_mlet.columns import Batch, Columns, Schema
-from dlrm_mlet.config import Config
+from dlrm_mlet.config import Config, TrainingConfig
 from dlrm_mlet.device import DeviceError, describe, free_memory, threads, wait
+from dlrm_mlet.embedding import MLETTables
 from dlrm_mlet.files import replacing
-from dlrm_mlet.model import DLRM, build
+from dlrm_mlet.model import DLRM, build, served
+from dlrm_mlet.optimizer import SGD, Adagrad, Optimizer
 
 CPU = torch.device("cpu")
 CHECKPOINT = "checkpoint.pt"
-EVALUATION_ROWS = 8192
 STEPS_PER_LOOK = 100
 """Steps between two looks at the loss: each look waits for the device."""
 
@@ -31,57 +32,13 @@ class TrainingError(ValueError):
     """A run that can't be made from what it was given."""
 
 
-class SGD:
-    """Plain stochastic gradient descent; a table's gradient is scattered into the rows that it touches.
-
-    The gradient of a gathered row is sparse, one entry a use. Adding all entries in place gives what coalescing them
-    first would give, without the sort. `scatter_add_` over an index that is expanded along the row is several times
-    faster on CPU than `index_add_`.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float):
-        self.parameters = list(parameters)
-        self.learning_rate = learning_rate
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """One step down the gradients, which are gone afterwards."""
-        dense: list[Tensor] = []
-        gradients: list[Tensor] = []
-        for parameter in self.parameters:
-            gradient, parameter.grad = parameter.grad, None
-            if gradient is None:
-                continue
-            if gradient.is_sparse:
-                rows, values = gradient._indices()[0], gradient._values()
-                parameter.scatter_add_(0, rows.unsqueeze(1).expand_as(values), values.mul_(-self.learning_rate))
-            else:
-                dense.append(parameter)
-                gradients.append(gradient)
-        torch._foreach_add_(dense, gradients, alpha=-self.learning_rate)
-
-
-def train_step(model: DLRM, optimizer: SGD, batch: Batch) -> Tensor:
+def train_step(model: DLRM, optimizers: Sequence[Optimizer], batch: Batch) -> Tensor:
     """Forward, backward, update; returns the batch's mean loss, not waited for."""
     loss = F.binary_cross_entropy_with_logits(model(batch.dense, batch.sparse), batch.label)
     loss.backward()
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     return loss.detach()
-
-
-@torch.no_grad()
-def scores(model: DLRM, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """The logits and labels of all rows, on the CPU."""
-    device = model.tables.weight.device
-    on_device = (batch.to(device) for batch in batches)
-    logits, labels = zip(*((model(batch.dense, batch.sparse), batch.label) for batch in on_device), strict=True)
-    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
-
-
-def measure(model: DLRM, columns: Columns, split: str) -> metrics.Metrics | None:
-    """The metrics of a whole split; None where a score isn't finite."""
-    logits, labels = scores(model, columns.in_order(split, EVALUATION_ROWS))
-    return metrics.measure(logits, labels) if logits.isfinite().all() else None
 
 
 def memory_needed(config: Config, schema: Schema) -> int:
@@ -93,7 +50,7 @@ def memory_needed(config: Config, schema: Schema) -> int:
     rows, features = sum(schema.table_rows), len(schema.table_rows)
     widths = (*model.inner_dims, model.embedding_dim)
     tables = rows * (widths[0] + (model.embedding_dim if model.inner_dims else 0))
-    activations = EVALUATION_ROWS * (
+    activations = evaluation.ROWS * (
         features * sum(widths) + (features + 1) ** 2 + sum(model.bottom_mlp + model.top_mlp)
     )
     return 4 * (tables + activations) + 8 * schema.rows["train"]
@@ -150,12 +107,14 @@ class Run:
         # resident on a GPU if they fit beside the model; on the CPU they stay mapped
         fits = device.type != "cpu" and columns.nbytes + memory_needed(config, schema) < free_memory(device)
         self.columns = columns.to(device) if fits else columns
-        self.optimizer = SGD(self.model.parameters(), config.training.learning_rate)
+        self.optimizers = make_optimizers(self.model, config.training)
         self.steps_per_epoch = -(-schema.rows["train"] // config.training.batch_size)
         self.steps = min(self.steps_per_epoch * config.training.epochs, config.training.max_steps or sys.maxsize)
         self.step = 0
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []
+        self.spectra: list[dict[str, Any]] = []
+        self._measure_spectra()
         out.mkdir(parents=True, exist_ok=True)
 
     def finish(self, bar: Any) -> record.Record:
@@ -164,13 +123,19 @@ class Run:
         bar.update(self.step)
         status: Literal["finished", "diverged"] = "finished" if self._take_steps(bar) else "diverged"
         measured = None
-        served = self.model.collapse()
+        model = served(self.model, self.config.model)
+        by_frequency = []
+        splits = ("validation", "test") if self.config.training.read_test else ("validation",)
         if status == "finished":
-            results = {split: measure(served, self.columns, split) for split in ("validation", "test")}
+            results = {split: evaluation.measure(model, self.columns, split) for split in splits}
             measured = {split: result._asdict() for split, result in results.items() if result}
             if len(measured) < len(results):
                 status, measured = "diverged", None
-        self._save({"model": served.state_dict(), "served": True})
+            elif "frequency" in self.config.training.also_measure:
+                by_frequency = evaluation.by_frequency(model, self.columns)
+        if status == "finished":
+            self._measure_spectra()
+        self._save({"model": model.state_dict(), "served": True})
         epochs, steps = divmod(self.step, self.steps_per_epoch)
         rows = epochs * self.columns.schema.rows["train"] + steps * self.config.training.batch_size
         run = record.Record(
@@ -182,10 +147,13 @@ class Run:
             curve=self.curve,
             parameters={
                 "trained": _size(self.model),
-                "served": _size(served),
+                "served": _size(model),
                 "trained_tables": _size(self.model.tables),
-                "served_tables": _size(served.tables),
+                "served_tables": _size(model.tables),
             },
+            bytes={"trained_tables": self.model.tables.nbytes, "served_tables": model.tables.nbytes},
+            spectra=self.spectra,
+            by_frequency=by_frequency,
             seconds=round(self.seconds, 3),
             rows_per_second=round(rows / self.seconds, 1) if self.seconds else 0.0,
             provenance=record.provenance(self.columns.schema, describe(self.device)),
@@ -198,7 +166,7 @@ class Run:
         training = self.config.training
         started = time.perf_counter()
         for batch in self._batches():
-            loss = train_step(self.model, self.optimizer, batch.to(self.device))
+            loss = train_step(self.model, self.optimizers, batch.to(self.device))
             self.step += 1
             bar.update()
             if self.step % STEPS_PER_LOOK == 0 and not loss.isfinite():
@@ -208,16 +176,23 @@ class Run:
             if self.step % training.evaluate_every == 0:
                 wait(self.device)
                 self.seconds += time.perf_counter() - started
-                result = measure(self.model, self.columns, "validation")
+                result = evaluation.measure(self.model, self.columns, "validation")
                 if result is None:
                     return False
                 self.curve.append({"step": self.step, **result._asdict()})
-                self._save({"model": self.model.state_dict(), "served": False, "step": self.step,
-                            "seconds": self.seconds, "curve": self.curve})  # fmt: skip
+                self._measure_spectra()
+                memory = [optimizer.memory for optimizer in self.optimizers]
+                self._save({"model": self.model.state_dict(), "served": False, "step": self.step, "memory": memory,
+                            "seconds": self.seconds, "curve": self.curve, "spectra": self.spectra})  # fmt: skip
                 started = time.perf_counter()
         wait(self.device)
         self.seconds += time.perf_counter() - started
         return True
+
+    def _measure_spectra(self) -> None:
+        if "spectra" in self.config.training.also_measure:
+            found = [values.tolist() for values in spectrum.singular_values(self.model.tables)]
+            self.spectra.append({"step": self.step, "singular_values": found})
 
     def _batches(self) -> Iterator[Batch]:
         first_epoch, skip = divmod(self.step, self.steps_per_epoch)
@@ -243,7 +218,20 @@ class Run:
                 raise TrainingError(f"{path}: made with another {key}; delete it, or choose another --out")
         if not state["served"]:
             self.model.load_state_dict(state["model"])
-            self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.curve, self.spectra = state["curve"], state["spectra"]
+            for optimizer, memory in zip(self.optimizers, state["memory"], strict=True):
+                optimizer.memory = [None if part is None else part.to(self.device) for part in memory]
+
+
+def make_optimizers(model: DLRM, training: TrainingConfig) -> list[Optimizer]:
+    """One for the MLPs and one for the tables, each with its learning rate."""
+    make = {"sgd": SGD, "adagrad": Adagrad}[training.optimizer]
+    if training.freeze_projections and isinstance(model.tables, MLETTables):
+        model.tables.projections.requires_grad_(False)
+    mlps = (*model.bottom_mlp.parameters(), *model.top_mlp.parameters())
+    rate = training.learning_rate
+    return [make(mlps, rate), make(model.tables.parameters(), training.table_learning_rate or rate)]
 
 
 def generator(seed: int, purpose: str, epoch: int = 0) -> torch.Generator:

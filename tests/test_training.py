@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlrm_mlet import training
+from dlrm_mlet import evaluation, training
 from dlrm_mlet.benchmark import TextbookTables, textbook_step
 from dlrm_mlet.columns import Batch
 from dlrm_mlet.config import Config, ModelConfig
 from dlrm_mlet.device import DeviceError, threads
 from dlrm_mlet.model import build
-from dlrm_mlet.training import SGD, TrainingError, train, train_step
+from dlrm_mlet.optimizer import SGD
+from dlrm_mlet.training import TrainingError, train, train_step
 
 TABLE_ROWS = (6, 30, 500)
 DENSE_WIDTH = 5
@@ -39,7 +40,7 @@ def test_the_fused_step_is_the_textbooks_over_100_steps(inner_dim, device):
         dense = torch.randn(64, DENSE_WIDTH, generator=generator, dtype=torch.float64)
         label = (torch.rand(64, generator=generator) < 0.3).double()
         batch = Batch(dense, ids, label).to(device)
-        torch.testing.assert_close(train_step(ours, fused, batch), textbook_step(textbook, plain, batch))
+        torch.testing.assert_close(train_step(ours, [fused], batch), textbook_step(textbook, plain, batch))
     torch.testing.assert_close(ours.tables.collapse().weight.data, textbook.tables.collapsed().data)
     for mine, theirs in zip(ours.top_mlp.parameters(), textbook.top_mlp.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
@@ -67,7 +68,7 @@ def test_the_checkpoint_is_the_served_model_of_the_record(clicks, small_mlet, tm
     served = build(single, 2, clicks.schema.table_rows, None)
     served.load_state_dict(state["model"])
     with threads(1):  # as in a run
-        auc, log_loss = training.measure(served, clicks, "test")
+        auc, log_loss = evaluation.measure(served, clicks, "test")
     assert auc == record.metrics["test"]["auc"]
     assert log_loss == record.metrics["test"]["log_loss"]
 
@@ -77,8 +78,8 @@ def test_the_batch_size_cannot_change_a_splits_metrics(clicks, small_mlet, monke
     exact = dataclasses.replace(clicks, dense=clicks.dense.double())
     found = []
     for batch_size in (1, 7, 256, 300, 1000):
-        monkeypatch.setattr(training, "EVALUATION_ROWS", batch_size)
-        found.append(training.measure(model, exact, "test"))
+        monkeypatch.setattr(evaluation, "ROWS", batch_size)
+        found.append(evaluation.measure(model, exact, "test"))
     assert all(other == pytest.approx(found[0], abs=1e-12) for other in found)
 
 
