@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="figures and tables from the tables of results alone")
     report.add_argument("directory", type=Path, nargs="?", default=ROOT)
     report.add_argument("--out", type=Path, help="default: beside the tables")
+    report.add_argument("--claims", type=Path, help="also write the page of the paper's claims to this file")
     report.set_defaults(run=_report)
     return parser
 
@@ -115,22 +116,23 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from dlrm_mlet import config, device, results, tuning
+    from dlrm_mlet import columns, config, device, results, tuning
     from dlrm_mlet.sweep import sweep
 
     experiment = config.load(options.config)
     out = options.out or ROOT / experiment.dataset / options.config.stem
     data, devices = options.data or DATA / experiment.dataset, device.workers(options.jobs)
-    table = out.with_name(out.name + ".csv")
+    written = []
     if experiment.tuning:
         experiment, trials = tuning.tune(experiment, data, out / "trials", devices)
-        results.write(table.with_name(f"{out.name}-trials.csv"), [(run.point, record) for run, record in trials])
+        written.append(out.with_name(f"{out.name}-trials.csv"))
+        results.write(written[0], [(run.point, record) for run, record in trials])
     runs = sweep(experiment, data, out, devices)
-    results.write(table, [(run.point, record) for run, record in runs])
+    written += results.write_all(out, [(run.point, record) for run, record in runs], columns.load(data).schema)
 
     from dlrm_mlet import report
 
-    written = [table, *report.draw(table, table.parent)]
+    written += report.draw(out.with_name(f"{out.name}.csv"), out.parent)
     diverged = sum(record.status == "diverged" for _, record in runs)
     print(f"{len(runs)} runs, {diverged} diverged; results: {', '.join(map(str, written))}")
 
@@ -147,10 +149,15 @@ def _benchmark(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    from dlrm_mlet import claims, files
     from dlrm_mlet.report import report
 
     for path in report(options.directory, options.out):
         print(path)
+    if options.claims:
+        with files.replacing(options.claims) as partial:
+            partial.write_text(claims.page(options.directory), encoding="utf-8")
+        print(options.claims)
 
 
 if __name__ == "__main__":

@@ -1,64 +1,36 @@
-"""Tables of results -> the paper's figures and tables for each, drawn beside it, the same bytes each time."""
+"""Tables of results -> pages and figures, drawn beside each table from it alone, the same bytes each time."""
 
+import csv
 import json
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from dlrm_mlet import benchmark, results
+from dlrm_mlet import benchmark, figures, results
+from dlrm_mlet.curves import Curve, Difference, difference, gains, make_curves, model_name, shrink_factors, zero_cost
 from dlrm_mlet.files import replacing
-from dlrm_mlet.results import Row
+from dlrm_mlet.results import Row, Spectrum, Third
+from dlrm_mlet.spectrum import count_above
 
-NAMES = {"auc": "AUC", "log_loss": "LogLoss (nats)"}
-MARKERS = "os^Dv<>P*X"
-STYLE: Any = {
-    "font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "svg.hashsalt": "dlrm_mlet",
-    "axes.spines.top": False, "axes.spines.right": False,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The points of one model over the dimension d: the single layer, or MLET with one k."""
-
-    label: str
-    single: bool
-    points: dict[int, list[Row]]
-    """d -> the runs that finished, by seed."""
-    diverged: dict[int, int]
-    """d -> how many runs diverged."""
-
-    def values(self, d: int, measure: str) -> list[float]:
-        """A measure at d, a value a seed."""
-        return [row.measures[measure] for row in self.points[d]]
-
-    def mean(self, d: int, measure: str) -> float:
-        """The measure's mean over seeds at d."""
-        return statistics.fmean(self.values(d, measure))
+COMPANIONS = ("-trials", "-spectra", "-frequency")
+"""Endings of tables that lie beside an experiment's own."""
+SMALLER = ("tables", "served_as", "served_rank")
+"""Settings that change served bytes by other means than d."""
+BOTH = ("validation_auc", "validation_log_loss")
 
 
 def report(directory: Path, out: Path | None = None) -> list[Path]:
-    """Draw every <dataset>/<experiment>.csv of `directory`, and benchmarks/step-*.json.
+    """Draw every <dataset>/<experiment>.csv of `directory`, and its benchmarks.
 
     Returns what was written, beside the tables or in `out`. Raises ResultsError where a table can't be read,
     FileNotFoundError where there is none.
     """
-    tables = sorted(directory.glob("*/*.csv"))
+    tables = [path for path in sorted(directory.glob("*/*.csv")) if not path.stem.endswith(COMPANIONS)]
     if not tables:
         raise FileNotFoundError(f"{directory}: no results; expected <dataset>/<experiment>.csv, as a sweep writes it")
     written: list[Path] = []
     for table in tables:
-        target = out / table.parent.name if out else table.parent
-        written += draw(table, target)
+        written += draw(table, out / table.parent.name if out else table.parent)
     for timings in sorted(directory.glob("benchmarks/step-*.json")):
         written += draw_steps(timings, out / "benchmarks" if out else timings.parent)
     return written
@@ -66,22 +38,41 @@ def report(directory: Path, out: Path | None = None) -> list[Path]:
 
 def draw(table: Path, target: Path) -> list[Path]:
     """The figures and the Markdown page of one table of results, written into `target`."""
+    if table.stem == "equation-6":
+        return _draw_equation_6(table, target)
     rows = results.read(table)
     curves = make_curves(rows)
     name = f"{table.parent.name}, {table.stem}"
-    single = [curve for curve in curves if curve.single]
-    written = []
-    for figure, chosen, measures in (
-        ("figure-1", single, ["validation_auc", "validation_log_loss"]),
-        ("figure-2", curves, ["validation_auc"]),
-        ("figure-3", curves, ["validation_log_loss"]),
-    ):
-        if any(curve.points for curve in chosen):
-            written += _figure(chosen, measures, name, target / f"{table.stem}-{figure}")
-    page = target / f"{table.stem}.md"
-    with replacing(page) as partial:
-        partial.write_text(markdown(rows, curves, name, table.name), encoding="utf-8")
-    return [*written, page]
+    place = target / table.stem
+    written: list[Path] = []
+    if table.stem == "paper-grid":
+        for number, chosen, measures in (
+            (1, [curve for curve in curves if curve.single], BOTH),
+            (2, curves, BOTH[:1]),
+            (3, curves, BOTH[1:]),
+        ):
+            if any(curve.points for curve in chosen):
+                path = target / f"{table.stem}-figure-{number}"
+                figures.over_dimension(chosen, measures, name, path)
+                written += figures.files(path)
+    elif any(key in SMALLER for row in rows for key in row.settings):
+        figures.over_bytes(rows, name, place)
+        written += figures.files(place)
+    elif any(curve.points for curve in curves):
+        figures.over_dimension(curves, BOTH, name, place)
+        written += figures.files(place)
+    page = markdown(rows, curves, name, table.name)
+    if (beside := table.with_name(f"{table.stem}-spectra.csv")).exists():
+        found = results.read_spectra(beside)
+        figures.spectra(found, name, target / f"{table.stem}-spectra")
+        figures.growth(found, name, target / f"{table.stem}-growth")
+        written += figures.files(target / f"{table.stem}-spectra") + figures.files(target / f"{table.stem}-growth")
+        page += "\n".join(["", *_spectra_table(found), ""])
+    if (beside := table.with_name(f"{table.stem}-frequency.csv")).exists():
+        page += "\n".join(["", *_frequency_table(results.read_thirds(beside)), ""])
+    with replacing(target / f"{table.stem}.md") as partial:
+        partial.write_text(page, encoding="utf-8")
+    return [*written, target / f"{table.stem}.md"]
 
 
 def draw_steps(timings: Path, target: Path) -> list[Path]:
@@ -92,76 +83,14 @@ def draw_steps(timings: Path, target: Path) -> list[Path]:
         source = f"Measured by `make benchmark`: [{timings.name}]({timings.name})."
         lines = [f"# Table 2 of the paper on {result['device']}", "", source, "", benchmark.markdown(result), ""]
         partial.write_text("\n".join(lines), encoding="utf-8")
-    points = result["points"]
-    with plt.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(9, 4.4), layout="constrained")
-        places = range(len(points))
-        looks = (("textbook", "0.75", -0.27), ("ours", "#31688e", 0.0), ("floor", "0.1", 0.27))
-        for name, colour, aside in looks:
-            medians = [point[f"{name}_ms"] for point in points]
-            quartiles = [point[f"{name}_ms_quartiles"] for point in points]
-            # a median of few rounds can lie outside of what they interpolate to by a rounding
-            below = [max(m - low, 0) for m, (low, _) in zip(medians, quartiles, strict=True)]
-            above = [max(high - m, 0) for m, (_, high) in zip(medians, quartiles, strict=True)]
-            at = [place + aside for place in places]
-            ax.bar(at, medians, 0.27, yerr=[below, above], capsize=1.5, label=name, color=colour)
-        ax.set_axisbelow(True)
-        ax.set_xticks(places, [f"{point['inner_dim'] or '–'}\n{point['embedding_dim']}" for point in points])
-        ax.set_xlabel("inner dimension k (–: single layer), and below it the embedding dimension d")
-        ax.set_ylabel("ms a step of 128 rows")
-        ax.legend(frameon=False, ncols=3, loc="upper left")
-        ax.set_ylim(0, 1.15 * max(point["textbook_ms_quartiles"][1] for point in points))
-        figure.suptitle(f"{result['device']}: median and quartiles over {result['rounds']} rounds", fontsize=10)
-        written = _save(figure, target / timings.stem)
-    return [*written, page]
+    figures.steps(result, target / timings.stem)
+    return [*figures.files(target / timings.stem), page]
 
 
-def make_curves(rows: Sequence[Row]) -> list[Curve]:
-    """The runs gathered by what they share, in the table's order."""
-    curves = []
-    for series in dict.fromkeys(row.series for row in rows):
-        mine = [row for row in rows if row.series == series]
-        dimensions = sorted({row.embedding_dim for row in mine})
-        finished = {d: [row for row in mine if row.embedding_dim == d and row.measures] for d in dimensions}
-        diverged = {d: sum(row.embedding_dim == d and not row.measures for row in mine) for d in dimensions}
-        curves.append(
-            Curve(
-                label=_label(dict(series)),
-                single=not mine[0].inner_dim,
-                points={d: found for d, found in finished.items() if found},
-                diverged={d: count for d, count in diverged.items() if count},
-            )
-        )
-    return curves
-
-
-def _label(series: dict[str, str]) -> str:
-    arm, inner_dim = series.pop("arm"), series.pop("inner_dim")
-    name = f"MLET k={inner_dim}" if inner_dim else "single layer"
-    # an arm is named where its name says more than which of the two it is
-    parts = [name, *([arm] if arm not in ("", "single", "mlet") else []), *(f"{k}={v}" for k, v in series.items() if v)]
-    return ", ".join(parts)
-
-
-def shrink_factors(curve: Curve, single: Curve, measure: str) -> dict[int, tuple[int, float] | None]:
-    """For each d of the single layer: the curve's smallest d that is as good in the mean, and the factor between them.
-
-    None where no measured d of the curve is as good. Only measured points count: nothing is interpolated.
-    """
-    as_good: Callable[[float, float], bool] = float.__ge__ if measure.endswith("auc") else float.__le__
-    factors: dict[int, tuple[int, float] | None] = {}
-    for wide in single.points:
-        goal = single.mean(wide, measure)
-        enough = [d for d in curve.points if as_good(curve.mean(d, measure), goal)]
-        factors[wide] = (min(enough), wide / min(enough)) if enough else None
-    return factors
-
-
-def paired_gains(curve: Curve, single: Curve, d: int, measure: str) -> list[float]:
-    """How much better the curve is than the single layer at the same d, seed by seed; positive is better."""
-    sign = 1 if measure.endswith("auc") else -1
-    base = {row.seed: row.measures[measure] for row in single.points.get(d, [])}
-    return [sign * (row.measures[measure] - base[row.seed]) for row in curve.points.get(d, []) if row.seed in base]
+def _draw_equation_6(table: Path, target: Path) -> list[Path]:
+    with table.open(newline="", encoding="utf-8") as file:
+        figures.equation_6(list(csv.DictReader(file)), target / table.stem)
+    return figures.files(target / table.stem)
 
 
 def markdown(rows: Sequence[Row], curves: Sequence[Curve], name: str, source: str) -> str:
@@ -173,35 +102,60 @@ def markdown(rows: Sequence[Row], curves: Sequence[Curve], name: str, source: st
         "",
         f"Drawn from [{source}]({source}) by `make figures`. {len(rows)} runs, {seconds:.0f} core-minutes of training "
         f"on {'; '.join(where)}. Mean ± sample standard deviation over n seeds; d is the dimension that is served, k "
-        "the inner dimension that is trained. Table bytes are float32.",
+        "the inner dimension that is trained.",
         "",
         *_points_table(curves),
     ]
+    if any(row.tuned for row in rows):
+        lines += ["", "## What was chosen on validation", "", *_tuned_table(curves)]
+    if any(key in SMALLER for row in rows for key in row.settings):
+        return "\n".join([*lines, "", "## The Pareto front of served bytes and AUC", "", *_pareto_table(rows)]) + "\n"
     single = next((curve for curve in curves if curve.single), None)
     others = [curve for curve in curves if not curve.single]
     if single and others:
-        for measure, title in (("validation_auc", "AUC"), ("validation_log_loss", "LogLoss")):
+        for measure, title in zip(BOTH, ("AUC", "LogLoss"), strict=True):
             lines += ["", f"## How much smaller d is at equal {title}", "", *_shrink_table(others, single, measure)]
-        lines += ["", "## What MLET gains at equal d", "", *_gain_table(others, single)]
+        lines += ["", "## What is gained at equal d", "", *_gain_table(others, single)]
+        if free := zero_cost(others, single, "validation_auc"):
+            lines += ["", "## Better and smaller at no larger training memory", "", *_zero_cost_table(free)]
     return "\n".join(lines) + "\n"
 
 
 def _points_table(curves: Sequence[Curve]) -> list[str]:
     lines = [
-        "| model | d | n | validation AUC | validation LogLoss | test AUC | test LogLoss | KiB trained | KiB served |",
-        "|---|--:|--:|---|---|---|---|--:|--:|",
+        "| model | d | n | validation AUC | validation LogLoss | test AUC | test LogLoss | KiB trained | KiB served "
+        "| s a run |",
+        "|---|--:|--:|---|---|---|---|--:|--:|--:|",
     ]
     for curve in curves:
         for d in sorted(curve.points.keys() | curve.diverged.keys()):
-            found = curve.points.get(d, [])
             lost = f" ({curve.diverged[d]} diverged)" if d in curve.diverged else ""
-            measures = " | ".join(spread(curve.values(d, m), 4) if found else "" for m in results.MEASURES)
-            kib = (
-                f"{found[0].trained_table_bytes / 1024:,.0f} | {found[0].served_table_bytes / 1024:,.0f}"
-                if found
-                else "|"
-            )
-            lines.append(f"| {curve.label} | {d} | {len(found)}{lost} | {measures} | {kib} |")
+            if not (found := curve.points.get(d, [])):
+                lines.append(f"| {curve.label} | {d} | 0{lost} | | | | | | | |")
+                continue
+            measures = " | ".join(spread(curve.values(d, m)) for m in results.MEASURES)
+            sizes = (found[0].trained_table_bytes / 1024, found[0].served_table_bytes / 1024)
+            seconds = statistics.median(row.seconds for row in found)
+            cells = [*(f"{size:,.0f}" for size in sizes), f"{seconds:.1f}"]
+            lines.append(f"| {curve.label} | {d} | {len(found)}{lost} | {measures} | {' | '.join(cells)} |")
+    return lines
+
+
+def _tuned_table(curves: Sequence[Curve]) -> list[str]:
+    rows = [found[0] for curve in curves for found in curve.points.values()]
+    keys = list(rows[0].tuned)
+    lines = [f"| model | d | {' | '.join(key.replace('_', ' ') for key in keys)} |", "|---|--:|" + "--:|" * len(keys)]
+    for curve in curves:
+        for d, found in curve.points.items():
+            chosen = " | ".join(f"{float(value):g}" for value in found[0].tuned.values())
+            lines.append(f"| {curve.label} | {d} | {chosen} |")
+    return lines
+
+
+def _pareto_table(rows: Sequence[Row]) -> list[str]:
+    lines = ["| arm | KiB served | validation AUC |", "|---|--:|---|"]
+    for arm, size, mean, std in figures.pareto(figures.by_bytes(rows)):
+        lines.append(f"| {arm} | {size / 1024:,.0f} | {mean:.4f} ± {std:.4f} |")
     return lines
 
 
@@ -221,78 +175,86 @@ def _shrink_table(others: Sequence[Curve], single: Curve, measure: str) -> list[
 
 def _gain_table(others: Sequence[Curve], single: Curve) -> list[str]:
     lines = [
-        "Difference to the single layer of the same d, on validation, paired by seed (a seed draws the same order of "
-        "the rows for both); positive is better.",
+        "Difference to the single layer of the same d, paired by seed (a seed draws the same order of the rows for "
+        "both): mean ± standard deviation [95 % confidence interval of the mean]; positive is better.",
         "",
-        "| model | d | n | AUC gain | LogLoss gain |",
-        "|---|--:|--:|---|---|",
+        "| model | d | n | validation AUC | validation LogLoss | test AUC | test LogLoss |",
+        "|---|--:|--:|---|---|---|---|",
     ]
     best: tuple[float, str] | None = None
     for curve in others:
         for d in curve.points:
-            auc, loss = (paired_gains(curve, single, d, f"validation_{m}") for m in ("auc", "log_loss"))
-            if loss:
-                lines.append(f"| {curve.label} | {d} | {len(loss)} | {spread(auc, 4, '+')} | {spread(loss, 4, '+')} |")
-                here = f"{spread(loss, 4, '+')} (n={len(loss)}), {curve.label} at d={d}"
-                best = max(filter(None, (best, (statistics.fmean(loss), here))))
-    return [*lines, "", f"Largest LogLoss gain: {best[1]}."] if best else lines
+            found = [gains(curve, single, d, measure) for measure in results.MEASURES]
+            if all(found):
+                auc, loss, *test = map(difference, found)
+                cells = " | ".join(map(str, (auc, loss, *test)))
+                lines.append(f"| {curve.label} | {d} | {loss.n} | {cells} |")
+                best = max(filter(None, (best, (loss.mean, f"{loss}, n={loss.n}, {curve.label} at d={d}"))))
+    return [*lines, "", f"Largest gain of validation LogLoss: {best[1]}."] if best else lines
 
 
-def spread(values: Sequence[float], digits: int, sign: str = "") -> str:
+def _zero_cost_table(free: Sequence[tuple[Curve, int, int, Difference]]) -> list[str]:
+    lines = [
+        "MLET at (k, d) against the single layer at a wider d' with k <= d': served smaller, and trained in no more "
+        "memory. All pairs with a better mean validation AUC, paired by seed.",
+        "",
+        "| MLET | d | single layer's d' | validation AUC gain |",
+        "|---|--:|--:|---|",
+    ]
+    return lines + [f"| {curve.label} | {d} | {wide} | {gain} |" for curve, d, wide, gain in free]
+
+
+def _spectra_table(found: Sequence[Spectrum]) -> list[str]:
+    last = max(s.step for s in found)
+    models = list(dict.fromkeys((model_name(s.arm, s.inner_dim), s.embedding_dim) for s in found))
+    heads = " | ".join(f"{model}, d={d}" for model, d in models)
+    lines = [
+        "## How many singular values are above 1 % of the largest",
+        "",
+        "Of the collapsed tables at the end of training, mean over seeds (paper, section 2.2.1).",
+        "",
+        f"| table | n | {heads} |",
+        "|---|--:|" + "--:|" * len(models),
+    ]
+    for feature, n in figures.largest_tables(found):
+        cells = []
+        for model, d in models:
+            counts = [
+                count_above(s.values)
+                for s in found
+                if (s.feature, s.step, s.embedding_dim) == (feature, last, d)
+                and model_name(s.arm, s.inner_dim) == model
+            ]
+            cells.append(f"{statistics.fmean(counts):.1f}")
+        lines.append(f"| {feature} | {n:,} | {' | '.join(cells)} |")
+    return lines
+
+
+def _frequency_table(thirds: Sequence[Third]) -> list[str]:
+    lines = [
+        "## What is gained where ids are rare",
+        "",
+        "Validation in thirds by how often the rarest id of a row occurs in training; the gain over the single layer "
+        "of the same d on the same third, paired by seed.",
+        "",
+        "| model | d | ids | rows | rarest id occurs at most | AUC gain | LogLoss gain |",
+        "|---|--:|---|--:|--:|---|---|",
+    ]
+    base = {(t.embedding_dim, t.ids, t.seed): t for t in thirds if t.arm == "single"}
+    others = [t for t in thirds if t.arm != "single"]
+    for key in dict.fromkeys((t.arm, t.inner_dim, t.embedding_dim, t.ids) for t in others):
+        mine = [t for t in others if (t.arm, t.inner_dim, t.embedding_dim, t.ids) == key]
+        pairs = [(t, base[t.embedding_dim, t.ids, t.seed]) for t in mine if (t.embedding_dim, t.ids, t.seed) in base]
+        if pairs:
+            auc = difference([t.auc - other.auc for t, other in pairs])
+            loss = difference([other.log_loss - t.log_loss for t, other in pairs])
+            first = pairs[0][0]
+            cells = [model_name(key[0], key[1]), key[2], key[3], f"{first.rows:,}", first.at_most, auc, loss]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def spread(values: Sequence[float]) -> str:
     """mean ± sample standard deviation; without the latter for a single value."""
-    mean = f"{statistics.fmean(values):{sign}.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
-
-
-def _figure(curves: Sequence[Curve], measures: Sequence[str], name: str, path: Path) -> list[Path]:
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, len(measures), figsize=(6.4 * len(measures), 4.4), squeeze=False, layout="constrained"
-        )
-        for ax, measure in zip(axes[0], measures, strict=True):
-            _plot(ax, curves, measure)
-        seeds = sorted({len(found) for curve in curves for found in curve.points.values()})
-        n = f"n = {seeds[0]}" if len(seeds) == 1 else f"n = {seeds[0]} to {seeds[-1]}"
-        figure.suptitle(f"{name}: mean ± standard deviation over seeds, {n}", fontsize=10)
-        return _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as .png and .svg, and close it."""
-    written = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    for file in written:
-        with replacing(file) as partial:
-            # without the date and the version, the same results give the same bytes
-            plain = {"Date": None} if file.suffix == ".svg" else {"Software": None}
-            figure.savefig(partial, format=file.suffix[1:], dpi=150, metadata=plain)
-    plt.close(figure)
-    return written
-
-
-def _plot(ax: Axes, curves: Sequence[Curve], measure: str) -> None:
-    # from dark to light, so that the curves are told apart in grey too
-    colours = matplotlib.colormaps["viridis"]
-    others = sum(not curve.single for curve in curves)
-    shown = 0
-    for i, curve in enumerate(curves):
-        dimensions = list(curve.points)
-        means = [curve.mean(d, measure) for d in dimensions]
-        bars = [statistics.stdev(v) if len(v := curve.values(d, measure)) > 1 else 0.0 for d in dimensions]
-        if curve.single:
-            look: dict[str, Any] = {"color": "black", "linestyle": "--", "zorder": 3}
-        else:
-            look = {"color": colours(0.85 * shown / max(others - 1, 1))}
-            shown += 1
-        # each curve a little aside, so that error bars don't hide one another
-        beside = [d * 2 ** (0.03 * (i - len(curves) / 2)) for d in dimensions]
-        for place, d in zip(beside, dimensions, strict=True):  # each seed as a dot: a mean can hide one that is far off
-            values = curve.values(d, measure)
-            ax.plot([place] * len(values), values, ".", markersize=3, alpha=0.6, color=look["color"], zorder=4)
-        ax.errorbar(beside, means, yerr=bars, marker=MARKERS[i % len(MARKERS)], capsize=3, label=curve.label, **look)
-    ticks = sorted({d for curve in curves for d in curve.points})
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(ticks, [str(d) for d in ticks])
-    split, _, metric = measure.partition("_")
-    ax.set_xlabel("embedding dimension d (what is served)")
-    ax.set_ylabel(f"{split} {NAMES[metric]}")
-    ax.legend(frameon=False)
+    mean = f"{statistics.fmean(values):.4f}"
+    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean

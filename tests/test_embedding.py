@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dlrm_mlet.embedding import MLETTables, SingleLayerTables, make_tables
+from dlrm_mlet.embedding import MLETTables, SingleLayerTables, make_tables, start_at
 
 TABLE_ROWS = (7, 1, 40)
 
@@ -69,3 +69,19 @@ def test_the_start_is_the_published_one():
     assert not torch.equal(w2[0], w2[1])
     single = make_tables(rows, (), 32, 0.25, torch.Generator().manual_seed(0))
     assert single.weight.split(rows)[0].abs().max() <= 1 / math.sqrt(100)
+
+
+@pytest.mark.parametrize("inner_dims", [(), (16,), (16, 8)])
+def test_any_start_is_reached_without_changing_the_projections(inner_dims):
+    wanted = make_tables(TABLE_ROWS, (), 4, 0.25)
+    tables = make_tables(TABLE_ROWS, inner_dims, 4, 0.25)
+    before = [projection.detach().clone() for projection in getattr(tables, "projections", ())]
+    start_at(tables, wanted)
+    torch.testing.assert_close(tables.collapse().weight.data, wanted.weight.data, rtol=1e-4, atol=1e-5)
+    for projection, was in zip(getattr(tables, "projections", ()), before, strict=True):
+        assert torch.equal(projection, was)
+
+
+def test_the_start_is_scaled():
+    one, four = (make_tables((40,), (), 4, 0.25, torch.Generator().manual_seed(0), scale) for scale in (1.0, 4.0))
+    torch.testing.assert_close(four.weight.data, 4 * one.weight.data)

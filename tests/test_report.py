@@ -1,13 +1,15 @@
 """Figures and tables come from the tables of results alone, the same bytes each time."""
 
 import csv
+import dataclasses
 import statistics
 from pathlib import Path
 
 import pytest
 
-from dlrm_mlet import results
-from dlrm_mlet.report import draw, make_curves, paired_gains, report, shrink_factors
+from dlrm_mlet import claims, figures, results
+from dlrm_mlet.curves import difference, gains, make_curves, shrink_factors, zero_cost
+from dlrm_mlet.report import draw, report
 from dlrm_mlet.results import ResultsError
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +44,7 @@ def test_the_two_numbers_a_reader_wants(table):
     for measure in ("validation_auc", "validation_log_loss"):
         assert shrink_factors(mlet, single, measure) == {2: (2, 1.0), 4: (2, 2.0), 8: (4, 2.0)}
         assert shrink_factors(single, mlet, measure)[4] is None
-        assert paired_gains(mlet, single, 4, measure) == pytest.approx([0.011] * 3)
+        assert gains(mlet, single, 4, measure) == pytest.approx([0.011] * 3)
     assert mlet.diverged == {8: 1}
 
 
@@ -55,14 +57,12 @@ def test_the_page_holds_means_spreads_and_counts(table):
     aucs = [float(row["validation_auc"]) for row in rows]
     assert f"| MLET k=16 | 4 | 3 | {statistics.fmean(aucs):.4f} ± {statistics.stdev(aucs):.4f} |" in page
     assert "| MLET k=16 | 8 | 0 (1 diverged) |" in page
-    assert "Largest LogLoss gain: +0.0110 ± 0.0000 (n=3), MLET k=16" in page
+    assert "Largest gain of validation LogLoss: +0.0110 ± 0.0000 [+0.0110, +0.0110], n=3, MLET k=16" in page
 
 
 def test_the_same_results_give_the_same_bytes(table, tmp_path):
     first, second = (report(table.parent.parent, tmp_path / name) for name in ("one", "two"))
-    assert {path.name for path in first} == {"grid.md"} | {
-        f"grid-figure-{i}.{kind}" for i in (1, 2, 3) for kind in ("png", "svg")
-    }
+    assert {path.name for path in first} == {"grid.md", "grid.png", "grid.svg"}
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes()
 
@@ -71,6 +71,48 @@ def test_committed_pages_are_those_of_the_committed_results(tmp_path):
     for page in report(ROOT / "results", tmp_path):
         if page.suffix == ".md" and not page.stem.startswith("smoke"):
             assert page.read_text() == (ROOT / "results" / page.parent.name / page.name).read_text()
+
+
+def test_a_difference_has_students_interval():
+    found = difference([0.1, 0.2, 0.3])
+    assert (found.mean, found.std, found.n) == pytest.approx((0.2, 0.1, 3))
+    assert (found.low, found.high) == pytest.approx(
+        (0.2 - 4.30265 * 0.1 / 3**0.5, 0.2 + 4.30265 * 0.1 / 3**0.5), abs=1e-6
+    )
+    assert str(difference([0.1])) == "+0.1000"
+
+
+def test_zero_cost_points_need_no_more_training_memory_and_serve_less(table):
+    single, mlet = make_curves(results.read(table))
+    assert zero_cost([mlet], single, "validation_auc") == []  # k = 16 is above every d of the single layer
+    wide = dataclasses.replace(mlet, inner_dim="4")
+    found = [(d, base) for _, d, base, _ in zero_cost([wide], single, "validation_auc")]
+    assert found == [(2, 4), (4, 8)]  # 0.001 better than twice the d
+
+
+def test_the_claims_page_says_what_was_not_run_and_judges_the_rest(table, tmp_path):
+    page = claims.page(tmp_path / "nothing")
+    assert page.count("Not run yet") == page.count("\n### ")
+    flights = tmp_path / "results" / "flights"
+    flights.mkdir()
+    text = table.read_text()
+    text += text.partition("\n")[2].replace("mlet,16", "mlet,64").replace("single", "other")
+    text += text.partition("\n")[2].replace("mlet,16", "mlet,128").replace("single", "another")
+    (flights / "paper-grid.csv").write_text(text)
+    page = claims.page(tmp_path / "results")
+    assert "| A single layer gets better with d (Figure 1) | Holds |" in page
+    assert "| MLET beats the single layer at the same d (Figures 2 and 3) | Holds |" in page
+    assert "| The gain grows with k | Does not hold |" in page  # all k are the same here
+    assert "| The gain saturates: k=128 is no better than k=64 | Holds |" in page
+
+
+def test_committed_claims_are_those_of_the_committed_results():
+    assert claims.page(ROOT / "results") == (ROOT / "docs" / "reproduction.md").read_text()
+
+
+def test_served_bytes_have_a_pareto_front():
+    points = [("a", 10, 0.5, 0.0), ("b", 20, 0.4, 0.0), ("c", 20, 0.6, 0.0), ("d", 30, 0.6, 0.0), ("e", 5, 0.1, 0.0)]
+    assert [name for name, *_ in figures.pareto(points)] == ["e", "a", "c"]
 
 
 @pytest.mark.parametrize(("change", "line"), [(("0.7,", "high,"), 2), ((",c", ""), 2), (("embedding_dim,", "d,"), 2)])

@@ -103,8 +103,10 @@ def test_the_same_seed_gives_the_same_bits_and_another_other_ones(clicks, small_
     assert outcome(tmp_path / "one")[0]["metrics"] != outcome(tmp_path / "other")[0]["metrics"]
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(clicks, small_mlet, tmp_path, monkeypatch):
-    config = dataclasses.replace(small_mlet, training=dataclasses.replace(small_mlet.training, epochs=2))
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_a_stopped_run_goes_on_to_the_same_bits(clicks, small_mlet, tmp_path, monkeypatch, optimizer):
+    schedule = dataclasses.replace(small_mlet.training, epochs=2, optimizer=optimizer, also_measure=("spectra",))
+    config = dataclasses.replace(small_mlet, training=schedule)
     train(config, clicks, 0, tmp_path / "whole")
     steps = 0
 
@@ -121,6 +123,18 @@ def test_a_stopped_run_goes_on_to_the_same_bits(clicks, small_mlet, tmp_path, mo
     assert not (tmp_path / "stopped" / "record.json").exists()
     train(config, clicks, 0, tmp_path / "stopped", resume=True)
     assert_same_bits(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_what_else_is_measured_is_in_the_record(clicks, small_mlet, tmp_path):
+    schedule = dataclasses.replace(small_mlet.training, also_measure=("spectra", "frequency"), read_test=False)
+    record = train(dataclasses.replace(small_mlet, training=schedule), clicks, 0, tmp_path)
+    assert [at["step"] for at in record.spectra] == [0, 10, 20, 30, 38]
+    assert [len(values) for values in record.spectra[0]["singular_values"]] == [4, 4, 4]
+    assert [third["ids"] for third in record.by_frequency] == ["rare", "middle", "frequent"]
+    assert set(record.metrics) == {"validation"}
+    plain = train(small_mlet, clicks, 0, tmp_path / "plain")
+    assert (plain.spectra, plain.by_frequency) == ([], [])
+    assert plain.metrics["validation"] == record.metrics["validation"]
 
 
 def test_another_runs_checkpoint_is_refused(clicks, small_mlet, tmp_path):
