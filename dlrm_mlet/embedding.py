@@ -4,8 +4,9 @@ B rows of a batch; F categorical features; n rows of one feature's table, N of a
 D embedding dimension (served).
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 
 import torch
@@ -79,10 +80,7 @@ class MLETTables(_Stacked):
 
     def product(self) -> Tensor:
         """(F, K, D): all projections multiplied."""
-        product, *others = self.projections
-        for projection in others:
-            product = torch.bmm(product, projection)
-        return product
+        return multiply(self.projections)
 
     @torch.no_grad()
     def collapse(self) -> SingleLayerTables:
@@ -120,15 +118,25 @@ def make_tables(
 
 @torch.no_grad()
 def start_at(tables: SingleLayerTables | MLETTables, wanted: SingleLayerTables) -> None:
-    """Change the gathered table so that the product is `wanted`, and leave the projections as they are (Theorem 2.1).
-
-    Of all W1 with W1 · W2 = W it is the smallest: with the QR decomposition W2 = Q R, W1 = W · R⁻¹ · Qᵀ.
-    """
+    """Change the gathered table so that the product is `wanted`; the projections stay as they are (Theorem 2.1)."""
     if isinstance(tables, SingleLayerTables):
         tables.weight.copy_(wanted.weight)
         return
-    q, r = torch.linalg.qr(tables.product())  # (F, K, D), (F, D, D)
-    inverse = torch.linalg.solve_triangular(r, q.transpose(1, 2), upper=True)  # (F, D, K): R⁻¹ · Qᵀ
+    inverse = right_inverse(tables.product())  # (F, D, K)
     parts = zip(tables.weight.split(tables.table_rows), wanted.weight.split(wanted.table_rows), inverse, strict=True)
     for table, goal, matrix in parts:
         torch.mm(goal, matrix, out=table)
+
+
+def multiply(projections: Iterable[Tensor]) -> Tensor:
+    """(..., K, .), ..., (..., ., D) -> (..., K, D): their product, from the left."""
+    return functools.reduce(torch.matmul, projections)
+
+
+def right_inverse(product: Tensor) -> Tensor:
+    """(..., K, D) of full rank, K >= D -> (..., D, K): W times it is the smallest W1 with W1 · product = W.
+
+    With the QR decomposition product = Q R it is R⁻¹ · Qᵀ (paper, Theorem 2.1).
+    """
+    q, r = torch.linalg.qr(product.double())  # (..., K, D), (..., D, D)
+    return torch.linalg.solve_triangular(r, q.mT, upper=True).to(product.dtype)
