@@ -60,6 +60,24 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--out", type=Path, help="default: results/<dataset>/<config>")
     sweep.set_defaults(run=_sweep)
 
+    spectrum = commands.add_parser("spectrum", help="the singular values of a run's tables")
+    spectrum.add_argument("checkpoint", type=Path, help="a run's checkpoint.pt")
+    spectrum.set_defaults(run=_spectrum)
+
+    export = commands.add_parser("export", help="a run's model as ONNX, checked in ONNX Runtime on validation rows")
+    export.add_argument("checkpoint", type=Path, help="a run's checkpoint.pt")
+    export.add_argument("--out", type=Path, required=True, help="such as model.onnx")
+    export.add_argument("--quantize", choices=["int8"], help="tables of int8 rows, each with a float16 scale")
+    export.add_argument("--data", type=Path, help="the data set's directory; default: data/<dataset>")
+    export.set_defaults(run=_export)
+
+    predict = commands.add_parser("predict", help="the probability of a click for each row, as CSV")
+    predict.add_argument("model", type=Path, help="a run's checkpoint.pt, or an exported .onnx file")
+    predict.add_argument("rows", type=Path, help="a raw file, with or without labels, or a data set's directory")
+    predict.add_argument("--out", type=Path, required=True, help="such as probabilities.csv")
+    predict.add_argument("--data", type=Path, help="what the model was trained on; default: data/<dataset>")
+    predict.set_defaults(run=_predict)
+
     benchmark = commands.add_parser("benchmark", help="the time of a training step: Table 2 on this machine")
     benchmark.add_argument("--out", type=Path, help="default: results/benchmarks/step-<device type>.json")
     benchmark.add_argument("--device", help="cpu or cuda:N; default: the first GPU, if there is one")
@@ -135,6 +153,42 @@ def _sweep(options: argparse.Namespace) -> None:
     written += report.draw(out.with_name(f"{out.name}.csv"), out.parent)
     diverged = sum(record.status == "diverged" for _, record in runs)
     print(f"{len(runs)} runs, {diverged} diverged; results: {', '.join(map(str, written))}")
+
+
+def _spectrum(options: argparse.Namespace) -> None:
+    from dlrm_mlet import checkpoint, spectrum
+
+    served = checkpoint.load(options.checkpoint)
+    schema = served.columns
+    found = spectrum.singular_values(served.model.tables)
+    print(f"{'column':>20} {'n':>12}  above 1 %  singular values")
+    for name, n, values in zip(schema.categorical, schema.table_rows, found, strict=True):
+        shown = " ".join(f"{value:.4g}" for value in values.tolist())
+        print(f"{name:>20} {n:>12,}  {spectrum.count_above(values.tolist()):>3} of {len(values):<3} {shown}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from dlrm_mlet import checkpoint, columns
+    from dlrm_mlet.export import export_served
+
+    served = checkpoint.load(options.checkpoint)
+    data = columns.load(options.data or DATA / served.columns.dataset)
+    done = export_served(served, data, options.out, as_int8=options.quantize == "int8")
+    for name, measured in (("torch, as trained", done.torch), ("ONNX Runtime", done.onnx)):
+        print(f"{name}: validation AUC {measured.auc:.6f}, LogLoss {measured.log_loss:.6f}")
+    print(f"probabilities differ from torch's by {done.worst:.1e} at most, on {done.rows:,} rows")
+    times = ", ".join(f"{ms:.3f} ms for {rows:,} rows" for rows, ms in done.milliseconds.items())
+    print(f"{done.path}: {done.nbytes:,} bytes, {done.table_bytes:,} of them tables; {times} (median)")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from dlrm_mlet.predict import open_model, predict
+
+    model = open_model(options.model)
+    rows, unseen = predict(model, options.rows, options.out, options.data or DATA / model.dataset)
+    for column, count in unseen.items():
+        print(f"dlrm-mlet: warning: {column}: {count:,} values that training never saw", file=sys.stderr)
+    print(f"{options.out}: {rows:,} probabilities")
 
 
 def _benchmark(options: argparse.Namespace) -> None:

@@ -66,7 +66,7 @@ class ModelConfig:
                 raise ConfigError(f"model.{key} = {value}: expected a positive number")
         if self.tables != "full" and (self.inner_dim or self.start_as is not None or self.initial_scale != 1):
             raise ConfigError(f"model.tables = {self.tables!r}: goes without inner_dim, start_as and initial_scale")
-        if self.tables not in ("full", "hashed") and (self.served_rank or self.served_as != "float32"):
+        if self.tables != "full" and (self.served_rank or self.served_as != "float32"):
             raise ConfigError(f'model.tables = {self.tables!r}: can\'t be served otherwise; expected tables = "full"')
         if self.served_rank and (self.inner_dim or self.served_as != "float32"):
             raise ConfigError(

@@ -12,7 +12,8 @@ from dlrm_mlet.layers import MLETEmbedding, MLETEmbeddingBag
 
 M = TypeVar("M", bound=nn.Module)
 Table = nn.Embedding | nn.EmbeddingBag
-LAYERS = (MLETEmbedding, MLETEmbeddingBag)
+TRAINED = (MLETEmbedding, MLETEmbeddingBag, MLETTables)
+"""What is there to collapse."""
 
 
 def convert(
@@ -62,7 +63,7 @@ def convert(
     for name, table in tables.items():
         shape = f"{name or type(table).__name__}: {table.num_embeddings:,} x {table.embedding_dim}"
         report(f"{shape} left: {left[name]}" if left[name] else f"{shape} now trained with inner_dim {inner_dim}")
-    return _replace(model, made)
+    return replace(model, made)
 
 
 def collapse(model: M, *, report: Callable[[str], object] = print) -> M:
@@ -70,7 +71,7 @@ def collapse(model: M, *, report: Callable[[str], object] = print) -> M:
 
     Tied tables stay tied. `report` is called with a line for each. Raises ValueError where there is none.
     """
-    found = {name: module for name, module in model.named_modules() if isinstance(module, (*LAYERS, MLETTables))}
+    found: dict[str, Any] = {name: module for name, module in model.named_modules() if type(module) in TRAINED}
     if not found:
         raise ValueError("nothing to collapse: the model has no MLETEmbedding, MLETEmbeddingBag or MLETTables")
     made: dict[nn.Module, nn.Module] = {}
@@ -81,7 +82,7 @@ def collapse(model: M, *, report: Callable[[str], object] = print) -> M:
         plain.weight = of_weight.setdefault(module.weight, plain.weight)
         n, d = plain.weight.shape
         report(f"{name or type(module).__name__}: {n:,} x {d}")
-    return _replace(model, made)
+    return replace(model, made)
 
 
 def _why_left(
@@ -128,7 +129,7 @@ def _layer(table: Table, inner_dim: int | Sequence[int]) -> MLETEmbedding | MLET
     return made(table.num_embeddings, table.embedding_dim, **arguments).train(table.training)
 
 
-def _replace(model: M, made: Mapping[Any, Any]) -> M:
+def replace(model: M, made: Mapping[Any, Any]) -> M:
     """The model with modules replaced wherever they are registered; the model itself may be one of them."""
     if model in made:
         return made[model]

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from dlrm_mlet.config import ModelConfig
 from dlrm_mlet.embedding import SingleLayerTables, Tables, make_tables, start_at
+from dlrm_mlet.quantize import Int8Tables
 from dlrm_mlet.rivals import (
     SPLIT_ABOVE,
     HashedTables,
-    Int8Tables,
     MixedDimensionTables,
     QuotientRemainderTables,
     truncated,

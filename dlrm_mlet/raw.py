@@ -82,6 +82,13 @@ def open_raw(
     raise RawError(f"{path}: unknown ending {suffix!r}; expected {endings}, the last three also with .gz or .zip")
 
 
+def fields_of_first_line(path: Path) -> int:
+    """How many fields the first line of delimited text has, by its ending or tabs."""
+    suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+    with path.open("rb") as file, _decompressed(file, path) as text:
+        return text.readline().decode("utf-8", "replace").count(SEPARATORS.get(suffix, "\t")) + 1
+
+
 class ParquetReader:
     """Rows of a Parquet file; numbers stay numbers where they are asked for, all other values become text."""
 

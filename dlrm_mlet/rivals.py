@@ -90,30 +90,12 @@ def mixed_dimensions(table_rows: Sequence[int], embedding_dim: int, temperature:
     return [min(embedding_dim, 2 ** round(math.log2(width))) for width in exact]
 
 
-class Int8Tables(Tables):
-    """Rows of whole numbers from -127 to 127, each row with a half-precision scale: n * (d + 2) bytes."""
-
-    offsets: Tensor
-    values: Tensor
-    scales: Tensor
-
-    def __init__(self, tables: SingleLayerTables):
-        super().__init__(tables.table_rows, tables.embedding_dim)
-        weight = tables.weight.detach()
-        # rounded up in half precision, so that no value is cut off
-        scales = (weight.abs().amax(dim=1, keepdim=True) / 127 * (1 + 2**-10)).half().clamp_min(2**-24)
-        self.register_buffer("offsets", tables.offsets, persistent=False)
-        self.register_buffer("values", (weight / scales).round().to(torch.int8))  # (N, D)
-        self.register_buffer("scales", scales)  # (N, 1)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """(B, F) ids -> (B, F, D)."""
-        rows = ids + self.offsets.t()
-        return self.values[rows] * self.scales[rows].float()
+class LowRankTables(MLETTables):
+    """Two factors that are served as they are."""
 
 
 @torch.no_grad()
-def truncated(tables: SingleLayerTables, rank: int) -> MLETTables:
+def truncated(tables: SingleLayerTables, rank: int) -> LowRankTables:
     """Each feature's table by its `rank` largest singular values: n x rank times rank x d, the nearest of that rank.
 
     It is served as two factors, so that its bytes count the projection.
@@ -125,4 +107,4 @@ def truncated(tables: SingleLayerTables, rank: int) -> MLETTables:
         kept = min(rank, len(s))
         factor[:, :kept] = u[:, :kept] * s[:kept]
         matrix[:kept] = v[:kept]
-    return MLETTables(tables.table_rows, left, [right])
+    return LowRankTables(tables.table_rows, left, [right])

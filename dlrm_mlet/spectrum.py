@@ -19,11 +19,11 @@ def singular_values(tables: Tables) -> list[Tensor]:
     """For each feature the (D,) singular values of its product W, largest first, in float64.
 
     They are square roots of the eigenvalues of WᵀW, which needs no copy of a table of millions of rows; below 1e-7 of
-    the largest they are rounding. Raises TypeError for tables that have no product W.
+    the largest they are rounding. Raises ValueError for tables that have no product W.
     """
     collapsed = tables.collapse()
     if not isinstance(collapsed, SingleLayerTables):
-        raise TypeError(f"{type(tables).__name__}: have no singular values; expected single-layer or MLET tables")
+        raise ValueError(f"{type(tables).__name__}: have no singular values; expected single-layer or MLET tables")
     found = []
     for table in collapsed.weight.split(collapsed.table_rows):
         gram = sum(part.double().T @ part.double() for part in table.split(1 << 20))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dlrm_mlet import evaluation, record, spectrum
+from dlrm_mlet import checkpoint, evaluation, record, spectrum
 from dlrm_mlet.columns import Batch, Columns, Schema
 from dlrm_mlet.config import Config, TrainingConfig
 from dlrm_mlet.device import DeviceError, describe, free_memory, threads, wait
@@ -23,7 +23,6 @@ from dlrm_mlet.model import DLRM, build, served
 from dlrm_mlet.optimizer import SGD, Adagrad, Optimizer
 
 CPU = torch.device("cpu")
-CHECKPOINT = "checkpoint.pt"
 STEPS_PER_LOOK = 100
 """Steps between two looks at the loss: each look waits for the device."""
 
@@ -203,15 +202,15 @@ class Run:
 
     def _save(self, state: dict[str, Any]) -> None:
         state |= {"config": record.as_json(self.config), "seed": self.seed, "columns": self.columns.schema.as_dict()}
-        with replacing(self.out / CHECKPOINT) as partial:
+        with replacing(self.out / checkpoint.FILE) as partial:
             torch.save(state, partial)
 
     def restore(self) -> None:
         """Go on from the checkpoint, where there is one. Raises TrainingError where it is another run's."""
-        path = self.out / CHECKPOINT
+        path = self.out / checkpoint.FILE
         if not path.exists():
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = checkpoint.read(path)
         mine = {"config": record.as_json(self.config), "seed": self.seed, "columns": self.columns.schema.as_dict()}
         for key, value in mine.items():
             if state[key] != value:

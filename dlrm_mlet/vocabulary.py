@@ -11,7 +11,47 @@ import polars as pl
 from dlrm_mlet.raw import RawError
 
 Where = Callable[[int], str]
+Refuse = Callable[[pl.Series, str], None]
+"""Called with the rows of a block that may be wrong, and what was expected; raises RawError at the first that is."""
 ROW_BITS = 31
+
+
+def refuser(values: pl.Series, first_row: int, where: Where) -> Refuse:
+    """For a column's values in the block that begins at `first_row` of the file."""
+
+    def refuse(wrong: pl.Series, expected: str) -> None:
+        if wrong.any():
+            row = int(wrong.arg_max() or 0)
+            raise RawError(f"{where(first_row + row)}: column {values.name!r} is {values[row]!r}; expected {expected}")
+
+    return refuse
+
+
+def numbers(values: pl.Series, transform: str, refuse: Refuse) -> np.ndarray:
+    """(rows,) raw values -> (rows,) numbers, transformed (see datasets.Transform); a missing one is 0 before that."""
+    found = values
+    if values.dtype == pl.String:
+        text = values.str.strip_chars().replace("", None)
+        found = text.cast(pl.Float64, strict=False)
+        refuse(text.is_not_null() & found.is_null(), "a number")
+    refuse(~found.is_finite().fill_null(True), "a number")
+    x = found.fill_null(0.0).to_numpy()
+    match transform:
+        case "identity":
+            return x
+        case "hour_of_day":
+            x = x % 100
+        case "unix_hour":
+            x = x // 3600 % 24
+    return np.log1p(np.maximum(x, 0.0), dtype=np.float32)
+
+
+def hexadecimal(values: pl.Series, refuse: Refuse) -> pl.Series:
+    """(rows,) raw values -> (rows,) 32-bit unsigned numbers, a missing one null."""
+    if values.dtype == pl.String:
+        refuse(~values.fill_null("").str.contains("^([0-9a-f]{8})?$"), "8 hexadecimal digits, or nothing")
+        values = values.replace("", None).str.to_integer(base=16, dtype=pl.UInt32)
+    return values
 
 
 class SpooledColumn(ABC):
@@ -26,17 +66,11 @@ class SpooledColumn(ABC):
 
     def append(self, table: pl.DataFrame, first_row: int, where: Where) -> None:
         """Add a block's rows. Raises RawError at the first one that isn't of the column's kind."""
-
-        def refuse(wrong: pl.Series, expected: str) -> None:
-            if wrong.any():
-                row = int(wrong.arg_max() or 0)
-                value = table[self.name][row]
-                raise RawError(f"{where(first_row + row)}: column {self.name!r} is {value!r}; expected {expected}")
-
+        refuse = refuser(table[self.name], first_row, where)
         self.convert(table[self.name], refuse).astype(self.dtype, copy=False).tofile(self.file)
 
     @abstractmethod
-    def convert(self, values: pl.Series, refuse: Callable[[pl.Series, str], None]) -> np.ndarray:
+    def convert(self, values: pl.Series, refuse: Refuse) -> np.ndarray:
         """(rows,) raw values -> (rows,) numbers; calls `refuse` with the rows that are wrong and what was expected."""
 
 
@@ -45,7 +79,7 @@ class Labels(SpooledColumn):
 
     dtype = np.dtype(np.uint8)
 
-    def convert(self, values: pl.Series, refuse: Callable[[pl.Series, str], None]) -> np.ndarray:
+    def convert(self, values: pl.Series, refuse: Refuse) -> np.ndarray:
         """See SpooledColumn."""
         labels = values.replace_strict({"0": 0, "1": 1}, default=None, return_dtype=pl.UInt8)
         refuse(labels.is_null(), "0 or 1")
@@ -61,23 +95,9 @@ class Numbers(SpooledColumn):
         super().__init__(name, directory)
         self.transform = transform
 
-    def convert(self, values: pl.Series, refuse: Callable[[pl.Series, str], None]) -> np.ndarray:
+    def convert(self, values: pl.Series, refuse: Refuse) -> np.ndarray:
         """See SpooledColumn."""
-        numbers = values
-        if values.dtype == pl.String:
-            text = values.str.strip_chars().replace("", None)
-            numbers = text.cast(pl.Float64, strict=False)
-            refuse(text.is_not_null() & numbers.is_null(), "a number")
-        refuse(~numbers.is_finite().fill_null(True), "a number")
-        x = numbers.fill_null(0.0).to_numpy()
-        match self.transform:
-            case "identity":
-                return x
-            case "hour_of_day":
-                x = x % 100
-            case "unix_hour":
-                x = x // 3600 % 24
-        return np.log1p(np.maximum(x, 0.0), dtype=np.float32)
+        return numbers(values, self.transform, refuse)
 
 
 class Categories(SpooledColumn):
@@ -107,7 +127,7 @@ class Texts(Categories):
         self._dtype = pl.Categorical(pl.Categories.random())
         self._seen = pl.Series([], dtype=self._dtype)  # keeps the numbering alive between blocks
 
-    def convert(self, values: pl.Series, refuse: Callable[[pl.Series, str], None]) -> np.ndarray:
+    def convert(self, values: pl.Series, refuse: Refuse) -> np.ndarray:
         """See SpooledColumn; the numbers are ids already."""
         self._seen = values.fill_null("").cast(self._dtype)
         return self._seen.to_physical().to_numpy()
@@ -129,11 +149,9 @@ class Hexadecimals(Categories):
         super().__init__(name, directory)
         self._missing: list[tuple[int, np.ndarray]] = []  # of each block: its rows, and a bit for each
 
-    def convert(self, values: pl.Series, refuse: Callable[[pl.Series, str], None]) -> np.ndarray:
+    def convert(self, values: pl.Series, refuse: Refuse) -> np.ndarray:
         """See SpooledColumn; the numbers are the values."""
-        if values.dtype == pl.String:
-            refuse(~values.fill_null("").str.contains("^([0-9a-f]{8})?$"), "8 hexadecimal digits, or nothing")
-            values = values.replace("", None).str.to_integer(base=16, dtype=pl.UInt32)
+        values = hexadecimal(values, refuse)
         self._missing.append((len(values), np.packbits(values.is_null().to_numpy())))
         return values.fill_null(0).to_numpy().view(np.int32)
 
@@ -156,3 +174,22 @@ class Hexadecimals(Categories):
         ids.tofile(self.path)
         values = pl.Series(keys[first])
         return self._write(values.replace(1 << 32, None).cast(pl.UInt32), directory)
+
+
+class Vocabulary:
+    """The values of a categorical column as training knew them, each with its id."""
+
+    def __init__(self, path: Path, fallback: int):
+        """`path` is vocabulary/<column>.arrow; `fallback` the id of an unknown value where none is known as missing."""
+        values = pl.read_ipc(path).to_series()
+        self.is_hexadecimal = values.dtype != pl.String
+        missing = values.is_null() if self.is_hexadecimal else values == ""
+        self.unknown = int(missing.arg_max() or 0) if missing.any() else fallback
+        self._known = pl.DataFrame({"value": values, "id": np.arange(len(values), dtype=np.int32)})
+
+    def ids(self, values: pl.Series, refuse: Refuse) -> tuple[np.ndarray, int]:
+        """(rows,) raw values -> (rows,) ids, and how many of them training never saw; these are taken as missing."""
+        values = hexadecimal(values, refuse) if self.is_hexadecimal else values.fill_null("")
+        rows = values.alias("value").to_frame()
+        found = rows.join(self._known, on="value", how="left", maintain_order="left", nulls_equal=True)["id"]
+        return found.fill_null(self.unknown).to_numpy(), found.null_count()

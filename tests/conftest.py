@@ -10,6 +10,7 @@ from dlrm_mlet.columns import Columns, load
 from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
 from dlrm_mlet.datasets import Dataset
 from dlrm_mlet.preprocess import preprocess
+from dlrm_mlet.training import train
 
 CLICKS = Dataset(
     name="clicks",
@@ -51,6 +52,13 @@ def clicks_directory(clicks_csv: Path, tmp_path_factory: pytest.TempPathFactory)
 def clicks(clicks_directory: Path) -> Columns:
     """The same columns, loaded."""
     return load(clicks_directory)
+
+
+@pytest.fixture
+def run(clicks: Columns, small_mlet: Config, tmp_path: Path) -> Path:
+    """The directory of a finished run of `small_mlet`."""
+    train(small_mlet, clicks, 0, tmp_path / "run")
+    return tmp_path / "run"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from dlrm_mlet.config import ConfigError, ModelConfig
 from dlrm_mlet.embedding import make_tables
 from dlrm_mlet.model import build, build_tables, served
-from dlrm_mlet.rivals import Int8Tables, mixed_dimensions, truncated
+from dlrm_mlet.rivals import mixed_dimensions, truncated
 
 TABLE_ROWS = (7, 500, 2001)
 
@@ -77,19 +77,14 @@ def test_the_truncated_tables_are_the_nearest_of_their_rank():
         assert low.nbytes == 4 * rank * (sum(TABLE_ROWS) + 8 * len(TABLE_ROWS))
 
 
-def test_int8_rows_are_off_by_half_a_scale_at_most():
-    tables = make_tables(TABLE_ROWS, (), 8, 0.25)
-    tables.weight.data[3] = 0  # a row of nothing has a scale too
-    small = Int8Tables(tables)
-    exact, rounded = tables(ids()), small(ids())
-    scale = exact.abs().amax(dim=2, keepdim=True) / 127
-    assert ((exact - rounded).abs() <= scale * 0.502 + 1e-9).all()
-    assert small.values.abs().max() <= 127
-    assert small.nbytes == sum(TABLE_ROWS) * (8 + 2)
-
-
-@pytest.mark.parametrize(("keys", "kind"), [({"served_as": "int8", "inner_dim": 16}, "Int8Tables"),
-                                            ({"served_rank": 2}, "MLETTables"), ({}, "SingleLayerTables")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        ({"served_as": "int8", "inner_dim": 16}, "Int8Tables"),
+        ({"served_rank": 2}, "LowRankTables"),
+        ({}, "SingleLayerTables"),
+    ],
+)
 def test_what_is_served_is_what_the_config_says(keys, kind):
     config = ModelConfig(8, (4,), (4,), **keys)
     model = served(build(config, 2, TABLE_ROWS, None), config)
@@ -102,6 +97,7 @@ def test_what_is_served_is_what_the_config_says(keys, kind):
     [
         ({"tables": "hashed", "inner_dim": 16}, "goes without inner_dim"),
         ({"tables": "mixed-dimension", "served_as": "int8"}, "can't be served otherwise"),
+        ({"tables": "hashed", "served_as": "int8"}, "can't be served otherwise"),
         ({"served_rank": 2, "inner_dim": 16}, "served_rank: is of float32 tables of a single layer"),
         ({"collisions": 0}, "collisions = 0: expected a positive number"),
     ],

@@ -22,7 +22,7 @@ def test_singular_values_are_those_of_the_product(inner_dims):
 
 
 def test_tables_without_a_product_are_refused():
-    with pytest.raises(TypeError, match="MixedDimensionTables: have no singular values"):
+    with pytest.raises(ValueError, match="MixedDimensionTables: have no singular values"):
         singular_values(MixedDimensionTables((3, 50), 4, 0.3, None))
 
 
