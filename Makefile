@@ -6,7 +6,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 installed := $(VENV)/.installed
 
-.PHONY: install preprocess sweep experiments figures benchmark benchmark-preprocess test lint clean
+.PHONY: install preprocess sweep experiments figures benchmark benchmark-preprocess benchmark-serving test lint clean
 
 install: $(installed)
 
@@ -33,6 +33,9 @@ benchmark: $(installed)  ## Table 2 of the paper on this machine
 
 benchmark-preprocess: $(installed)  ## against what polars needs merely to parse the same file
 	python scripts/benchmark_preprocess.py
+
+benchmark-serving: sweep  ## bytes, scores and latency of flights models in ONNX Runtime
+	python scripts/benchmark_serving.py
 
 test: $(installed)
 	python -m pytest
