@@ -203,14 +203,14 @@ def _benchmark(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from dlrm_mlet import claims, files
+    from dlrm_mlet import files, reproduction
     from dlrm_mlet.report import report
 
     for path in report(options.directory, options.out):
         print(path)
     if options.claims:
         with files.replacing(options.claims) as partial:
-            partial.write_text(claims.page(options.directory), encoding="utf-8")
+            partial.write_text(reproduction.page(options.directory), encoding="utf-8")
         print(options.claims)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dlrm_mlet import claims, figures, results
+from dlrm_mlet import figures, reproduction, results
 from dlrm_mlet.curves import difference, gains, make_curves, shrink_factors, zero_cost
 from dlrm_mlet.report import draw, report
 from dlrm_mlet.results import ResultsError
@@ -91,7 +91,7 @@ def test_zero_cost_points_need_no_more_training_memory_and_serve_less(table):
 
 
 def test_the_claims_page_says_what_was_not_run_and_judges_the_rest(table, tmp_path):
-    page = claims.page(tmp_path / "nothing")
+    page = reproduction.page(tmp_path / "nothing")
     assert page.count("Not run yet") == page.count("\n### ")
     flights = tmp_path / "results" / "flights"
     flights.mkdir()
@@ -99,7 +99,7 @@ def test_the_claims_page_says_what_was_not_run_and_judges_the_rest(table, tmp_pa
     text += text.partition("\n")[2].replace("mlet,16", "mlet,64").replace("single", "other")
     text += text.partition("\n")[2].replace("mlet,16", "mlet,128").replace("single", "another")
     (flights / "paper-grid.csv").write_text(text)
-    page = claims.page(tmp_path / "results")
+    page = reproduction.page(tmp_path / "results")
     assert "| A single layer gets better with d (Figure 1) | Holds |" in page
     assert "| MLET beats the single layer at the same d (Figures 2 and 3) | Holds |" in page
     assert "| The gain grows with k | Does not hold |" in page  # all k are the same here
@@ -107,7 +107,7 @@ def test_the_claims_page_says_what_was_not_run_and_judges_the_rest(table, tmp_pa
 
 
 def test_committed_claims_are_those_of_the_committed_results():
-    assert claims.page(ROOT / "results") == (ROOT / "docs" / "reproduction.md").read_text()
+    assert reproduction.page(ROOT / "results") == (ROOT / "docs" / "reproduction.md").read_text()
 
 
 def test_served_bytes_have_a_pareto_front():
