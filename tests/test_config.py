@@ -1,10 +1,13 @@
 """Every key of an experiment's file is checked, and errors name the file, the key and what was expected."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from dlrm_mlet.config import ConfigError, load
+
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 EXPERIMENT = """
 dataset = "clicks"
@@ -117,3 +120,15 @@ def test_a_missing_file_and_a_bad_override_are_named(write, tmp_path):
         load(write(EXPERIMENT), ["model.inner_dim"])
     with pytest.raises(ConfigError, match=r"unknown key model.k"):
         load(write(EXPERIMENT), ["model.k=64"])
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_config_of_the_project_can_be_run(path):
+    assert load(path).dataset == path.parent.name
+
+
+@pytest.mark.parametrize("dataset", ["flights", "criteo-kaggle", "avazu"])
+def test_every_data_set_has_all_experiments(dataset):
+    script = (CONFIGS.parent / "scripts" / "experiments.sh").read_text()
+    names = re.search(r"for experiment in (.*); do", script)[1].split()
+    assert all((CONFIGS / dataset / f"{name}.toml").exists() for name in names)
