@@ -17,7 +17,7 @@ from dlrm_mlet.files import replacing
 from dlrm_mlet.results import Row, Spectrum
 
 NAMES = {"auc": "AUC", "log_loss": "LogLoss (nats)"}
-MARKERS = "os^Dv<>P*Xdph"
+MARKERS = "s^Dv<>P*Xdph"
 STYLE: Any = {
     "font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "svg.hashsalt": "dlrm_mlet",
     "axes.spines.top": False, "axes.spines.right": False,
@@ -45,8 +45,9 @@ def files(path: Path) -> list[Path]:
 
 
 def _look(i: int, count: int) -> dict[str, Any]:
-    # from dark to light, so that curves are told apart in grey too
-    return {"color": matplotlib.colormaps["viridis"](0.88 * i / max(count - 1, 1)), "marker": MARKERS[i % len(MARKERS)]}
+    # from dark to light, so that curves are told apart in grey too, and from the single layer's black
+    shade = 0.2 + 0.7 * i / (count - 1) if count > 1 else 0.5
+    return {"color": matplotlib.colormaps["viridis"](shade), "marker": MARKERS[i % len(MARKERS)]}
 
 
 def over_dimension(curves: Sequence[Curve], measures: Sequence[str], name: str, path: Path) -> None:
@@ -125,22 +126,22 @@ def pareto(points: Sequence[tuple[str, int, float, float]]) -> list[tuple[str, i
 
 
 def spectra(found: Sequence[Spectrum], name: str, path: Path) -> None:
-    """Singular values at the end of training as shares of the largest, one panel for each of three tables."""
-    models = list(dict.fromkeys((model_name(s.arm, s.inner_dim), s.embedding_dim) for s in found))
-    last = max(s.step for s in found)
-    title = f"{name}: singular values at the end of training, mean and range over seeds"
+    """Singular values at the end of training as shares of the largest, at the widest d, for the 3 largest tables."""
+    d, last = max(s.embedding_dim for s in found), max(s.step for s in found)
+    found = [s for s in found if (s.embedding_dim, s.step) == (d, last)]
+    models = list(dict.fromkeys(model_name(s.arm, s.inner_dim) for s in found))
+    title = f"{name}: singular values at the end of training, d = {d}, mean and range over seeds"
     with _figure(path, 3, title, width=4.4) as axes:
         for ax, (feature, n) in zip(axes, largest_tables(found)[:3], strict=False):
-            for i, (model, d) in enumerate(models):
-                mine = [s for s in found if (s.feature, s.embedding_dim, s.step) == (feature, d, last)]
-                mine = [s for s in mine if model_name(s.arm, s.inner_dim) == model]
+            for i, model in enumerate(models):
+                mine = [s for s in found if s.feature == feature and model_name(s.arm, s.inner_dim) == model]
                 shares = list(zip(*([value / s.values[0] for value in s.values] for s in mine), strict=True))
                 means = [statistics.fmean(share) for share in shares]
                 low = [mean - min(share) for mean, share in zip(means, shares, strict=True)]
                 high = [max(share) - mean for mean, share in zip(means, shares, strict=True)]
-                look = _look(i, len(models))
-                ax.errorbar(range(1, d + 1), means, yerr=[low, high], capsize=2, label=f"{model}, d={d}", **look)
-            ax.axhline(0.01, color="black", linestyle=":", linewidth=1)
+                beside = [rank + 0.12 * (i - (len(models) - 1) / 2) for rank in range(1, d + 1)]
+                ax.errorbar(beside, means, yerr=[low, high], capsize=2, label=model, **_look(i, len(models)))
+            ax.axhline(0.01, color="black", linestyle=":", linewidth=1, label="the paper's 1 %")
             ax.set_yscale("log")
             ax.set_xlabel("singular value, from the largest")
             ax.set_ylabel("share of the largest")
@@ -154,27 +155,33 @@ def largest_tables(found: Sequence[Spectrum]) -> list[tuple[str, int]]:
 
 
 def growth(found: Sequence[Spectrum], name: str, path: Path) -> None:
-    """The singular values of the largest table against the step, one panel a model, at the widest d."""
+    """The singular values of the table that grew most against the step, one panel a model, at the widest d."""
     d = max(s.embedding_dim for s in found)
-    feature, n = largest_tables(found)[0]
-    models = list(dict.fromkeys(model_name(s.arm, s.inner_dim) for s in found if s.embedding_dim == d))
-    title = f"{name}: growth of the singular values of {feature} (n = {n:,}), d = {d}, mean over seeds"
+    found = [s for s in found if s.embedding_dim == d]
+    feature, n = max(largest_tables(found), key=lambda table: _grown(found, table[0]))
+    models = list(dict.fromkeys(model_name(s.arm, s.inner_dim) for s in found))
+    title = f"{name}: growth of the singular values of {feature} (n = {n:,}), the most of all, d = {d}, mean over seeds"
     with _figure(path, len(models), title, width=4.4) as axes:
         for ax, model in zip(axes, models, strict=True):
-            mine = [s for s in found if (s.embedding_dim, s.feature) == (d, feature)]
-            mine = [s for s in mine if model_name(s.arm, s.inner_dim) == model]
+            mine = [s for s in found if s.feature == feature and model_name(s.arm, s.inner_dim) == model]
             steps = sorted({s.step for s in mine})
             for rank in range(d):
                 means = [statistics.fmean(s.values[rank] for s in mine if s.step == step) for step in steps]
                 ax.plot(steps, means, label=f"{rank + 1}", **_look(rank, d))
-            ax.set_yscale("log")
             ax.set_xlabel("step")
             ax.set_ylabel("singular value")
             ax.set_title(model, fontsize=10)
-        axes[-1].legend(frameon=False, fontsize=8, ncols=2, title="from the largest")
+        axes[0].legend(frameon=False, fontsize=8, ncols=2, title="from the largest")
         limits = [limit for ax in axes for limit in ax.get_ylim()]
         for ax in axes:
-            ax.set_ylim(min(limits), max(limits))
+            ax.set_ylim(0, max(limits))
+
+
+def _grown(found: Sequence[Spectrum], feature: str) -> float:
+    """How much larger the largest singular values of a table are at the end than at the start, in the mean."""
+    ends = [[s.values[0] for s in found if (s.feature, s.step) == (feature, step)]
+            for step in (min(s.step for s in found), max(s.step for s in found))]  # fmt: skip
+    return statistics.fmean(ends[1]) - statistics.fmean(ends[0])
 
 
 def equation_6(changes: Sequence[Mapping[str, str]], path: Path) -> None:
