@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("model", type=Path, help="a run's checkpoint.pt, or an exported .onnx file")
     predict.add_argument("rows", type=Path, help="a raw file, with or without labels, or a data set's directory")
     predict.add_argument("--out", type=Path, required=True, help="such as probabilities.csv")
+    predict.add_argument("--dataset", help="the .toml file of a data set of one's own whose raw files have no header")
     predict.add_argument("--data", type=Path, help="what the model was trained on; default: data/<dataset>")
     predict.set_defaults(run=_predict)
 
@@ -182,12 +183,14 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    from dlrm_mlet import datasets
     from dlrm_mlet.predict import open_model, predict
 
     model = open_model(options.model)
-    rows, unseen = predict(model, options.rows, options.out, options.data or DATA / model.dataset)
+    dataset = datasets.load(options.dataset) if options.dataset else None
+    rows, unseen = predict(model, options.rows, options.out, options.data or DATA / model.dataset, dataset)
     for column, count in unseen.items():
-        print(f"dlrm-mlet: warning: {column}: {count:,} values that training never saw", file=sys.stderr)
+        print(f"dlrm-mlet: warning: {column}: {count:,} values that the data set doesn't have", file=sys.stderr)
     print(f"{options.out}: {rows:,} probabilities")
 
 

@@ -48,12 +48,22 @@ def check_columns(path: Path, dataset: str, fingerprint: str, columns: Columns) 
 def read(path: Path) -> dict[str, Any]:
     """What the file holds; nothing in it is run. Raises CheckpointError where it isn't a whole checkpoint of ours."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
+            if damaged := archive.testzip():
+                raise CheckpointError(
+                    f"{path}: damaged: {damaged} isn't what was written; expected the {FILE} of a run"
+                )
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; expected the {FILE} of a run") from None
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: damaged, or no checkpoint ({reason}); expected the {FILE} of a run") from None
+    except CheckpointError:
+        raise
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{path}: damaged, or no checkpoint ({error}); expected the {FILE} of a run") from None
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path}: holds more than numbers and text; expected the {FILE} of a run") from None
+    except (RuntimeError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: damaged, or no checkpoint ({error}); expected the {FILE} of a run") from None
     missing = {"model", "served", "config", "seed", "columns"} - set(state if isinstance(state, dict) else ())
     if missing:
         raise CheckpointError(f"{path}: has no {', '.join(sorted(missing))}; expected the {FILE} of a run")
@@ -65,7 +75,7 @@ def load(path: Path) -> Served:
     state = read(path)
     if not state["served"]:
         raise CheckpointError(
-            f"{path}: of a run that stopped after step {state['step']}: its tables aren't collapsed yet; "
+            f"{path}: of a run that stopped after step {state.get('step')}: its tables aren't collapsed yet; "
             "expected a finished run, see dlrm-mlet train --resume"
         )
     try:
@@ -74,6 +84,6 @@ def load(path: Path) -> Served:
         plain = dataclasses.replace(config.model, inner_dim=None, start_as=None, initial_scale=1.0)
         model = served(build_model(plain, len(schema.dense), schema.table_rows, None), plain)
         model.load_state_dict(state["model"])
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a model of this version: {error}") from None
     return Served(path, model.eval().requires_grad_(False), config, schema)

@@ -75,11 +75,12 @@ def collapse(model: M, *, report: Callable[[str], object] = print) -> M:
     if not found:
         raise ValueError("nothing to collapse: the model has no MLETEmbedding, MLETEmbeddingBag or MLETTables")
     made: dict[nn.Module, nn.Module] = {}
-    of_weight: dict[nn.Parameter, nn.Parameter] = {}
+    of_weight: dict[tuple[int, ...], nn.Parameter] = {}
     for name, module in found.items():
         plain: Any = module.collapse()
         made[module] = plain
-        plain.weight = of_weight.setdefault(module.weight, plain.weight)
+        plain.weight.requires_grad_(module.weight.requires_grad)
+        plain.weight = of_weight.setdefault(tuple(map(id, module.parameters())), plain.weight)
         n, d = plain.weight.shape
         report(f"{name or type(module).__name__}: {n:,} x {d}")
     return replace(model, made)
@@ -100,9 +101,12 @@ def _why_left(
         f"no pattern of {', '.join(patterns)} matches": not any(fnmatch.fnmatch(name, p) for p in patterns),
         f"fewer than {min_rows:,} rows": table.num_embeddings < min_rows,
         f"its weight is also that of {', '.join(sorted(holders))}": bool(holders),
-        f"{type(table).__name__} has a forward of its own": type(table).forward is not plain.forward,
         "its weight is parametrized": parametrize.is_parametrized(table),
-        "it has hooks": bool(table._forward_hooks or table._forward_pre_hooks or table._backward_hooks),
+        f"{type(table).__name__} is a class of its own": type(table) is not plain,
+        f"it is also in {_outside(model, table)}, which is no module": _outside(model, table) is not None,
+        "it has hooks": bool(
+            table._forward_hooks or table._forward_pre_hooks or table._backward_hooks or table.weight._backward_hooks
+        ),
         "it is frozen": not table.weight.requires_grad,
         "max_norm doesn't commute with a linear map": table.max_norm is not None,
         "scale_grad_by_freq doesn't reach W2": table.scale_grad_by_freq,
@@ -112,6 +116,17 @@ def _why_left(
         ),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _outside(model: nn.Module, table: Table) -> str | None:
+    """The list, tuple or dictionary of a module in which a table is held too, where it can't be replaced."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            held = value.values() if isinstance(value, dict) else value
+            public = not attribute.startswith("_")  # torch's own have an underscore
+            if public and isinstance(value, list | tuple | dict) and any(item is table for item in held):
+                return f"{name}.{attribute}".lstrip(".")
+    return None
 
 
 def _layer(table: Table, inner_dim: int | Sequence[int]) -> MLETEmbedding | MLETEmbeddingBag:

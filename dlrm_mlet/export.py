@@ -62,23 +62,45 @@ def export(
     """Write a model as ONNX (opset 20), every input's first dimension being a batch of any size.
 
     `inputs` are the arguments of a call, of at least two rows: tensors, or dictionaries and lists of them, whose
-    tensors become inputs in their order, under the dictionary's keys where `input_names` aren't given. Weights of over
-    2 GiB lie beside the model, in <path>.data. The file appears when ONNX Runtime has given the model's outputs on
-    `inputs`. Raises ExportError where it didn't, or where MLET's tables aren't collapsed.
+    tensors become inputs in their order, under the dictionary's keys where `input_names` aren't given. The model is
+    put into its evaluation mode. Weights of over 2 GiB lie beside it, in <path>.data. The file appears when ONNX
+    Runtime has given the model's outputs on `inputs` and on half of them. Raises ExportError where it didn't, where torch can't
+    export the model so, or where MLET's tables aren't collapsed.
     """
+    if path.suffix != ".onnx":
+        raise ExportError(f"{path}: expected a name that ends in .onnx")
+    model = getattr(model, "_orig_mod", model).eval()  # torch.compile's are around the model itself
     for name, module in model.named_modules():
         if type(module) in TRAINED:
-            raise ExportError(
-                f"{name or type(module).__name__}: isn't collapsed; expected dlrm_mlet.collapse(model) first"
-            )
-    model.eval()
-    names = list(input_names or _names(inputs))
-    batch = torch.export.Dim("batch")
-    shapes = pytree.tree_map(lambda value: {0: batch}, inputs)
-    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+            called = name or type(module).__name__
+            raise ExportError(f"{called}: isn't collapsed; expected dlrm_mlet.collapse(model) first")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{path.name}.partial", dir=path.parent) as directory:
         partial = Path(directory) / path.name  # the same name, since the model names the file of its weights
+        program = _program(model, inputs, input_names, output_names)
+        program.model.metadata_props.update(metadata or {})
+        weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        program.save(partial, external_data=weights > LARGEST_FILE)
+        session = open_session(partial)
+        for node in session.get_inputs():
+            if not node.shape or not isinstance(node.shape[0], str):
+                raise ExportError(f"the model takes batches of {node.shape[0]} rows alone; expected any number of them")
+        check(session, model, inputs)
+        check(session, model, pytree.tree_map(lambda value: value[: max(1, len(value) // 2)], inputs))
+        weights_file(path).unlink(missing_ok=True)  # of an earlier export
+        for file in sorted(partial.parent.iterdir(), reverse=True):  # the weights before the model
+            os.replace(file, path.parent / file.name)
+    return path
+
+
+def _program(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+) -> torch.onnx.ONNXProgram:
+    batch = torch.export.Dim("batch")
+    try:
         with _quiet():
             program = torch.onnx.export(
                 model,
@@ -86,18 +108,16 @@ def export(
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
-                input_names=names,
+                input_names=input_names or _names(inputs),
                 output_names=output_names,
-                dynamic_shapes=shapes,
+                dynamic_shapes=pytree.tree_map(lambda value: {0: batch}, inputs),
             )
-        assert program is not None
-        program.model.metadata_props.update(metadata or {})
-        program.save(partial, external_data=weights > LARGEST_FILE)
-        check(open_session(partial), model, inputs)
-        weights_file(path).unlink(missing_ok=True)  # of an earlier export
-        for file in sorted(partial.parent.iterdir(), reverse=True):  # the weights before the model
-            os.replace(file, path.parent / file.name)
-    return path
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(
+            f"torch can't export the model for batches of any size: {error.__cause__ or error}"
+        ) from error
+    assert program is not None
+    return program
 
 
 def weights_file(path: Path) -> Path:
@@ -111,18 +131,24 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(action="ignore"):
-        yield
-    logger.setLevel(level)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def check(session: onnxruntime.InferenceSession, model: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """The largest difference between ONNX Runtime's outputs and the model's. Raises ExportError above TOLERANCE."""
+    """The largest difference between ONNX Runtime's outputs and the model's, as a share of those above 1.
+
+    Raises ExportError above TOLERANCE.
+    """
     with torch.no_grad():
-        expected = pytree.tree_leaves(model(*inputs))
-    found = run(session, pytree.tree_leaves(inputs))
-    pairs = zip(found, expected, strict=True)
-    worst = max(float(np.abs(mine - theirs.numpy()).max()) for mine, theirs in pairs)
+        outputs = [output for output in pytree.tree_leaves(model(*inputs)) if isinstance(output, Tensor)]
+    worst = 0.0
+    for mine, theirs in zip(run(session, inputs), outputs, strict=True):
+        expected = theirs.double().numpy()
+        worst = max(worst, float((np.abs(mine - expected) / np.maximum(np.abs(expected), 1)).max(initial=0)))
     if not worst <= TOLERANCE:
         raise ExportError(f"ONNX Runtime differs from torch by {worst:.2g}; expected {TOLERANCE:g} at most")
     return worst
@@ -141,10 +167,13 @@ def open_session(path: Path, threads: int | None = None) -> onnxruntime.Inferenc
         raise ExportError(f"{path}: damaged, or no ONNX model ({str(error).strip()})") from None
 
 
-def run(session: onnxruntime.InferenceSession, inputs: Sequence[Tensor]) -> list[np.ndarray]:
-    """All outputs for inputs in the model's order."""
-    feed = {node.name: tensor.numpy() for node, tensor in zip(session.get_inputs(), inputs, strict=True)}
-    return [np.asarray(output) for output in session.run(None, feed)]
+def run(session: onnxruntime.InferenceSession, inputs: tuple[Any, ...]) -> list[np.ndarray]:
+    """All outputs, for inputs that are nested as they were at the export; by name where dictionaries name them."""
+    tensors = dict(zip(_names(inputs), pytree.tree_leaves(inputs), strict=True))
+    nodes = [node.name for node in session.get_inputs()]
+    if tensors.keys() != set(nodes):
+        tensors = dict(zip(nodes, tensors.values(), strict=True))
+    return [np.asarray(output) for output in session.run(None, {name: tensors[name].numpy() for name in nodes})]
 
 
 @dataclass(frozen=True)
@@ -188,7 +217,7 @@ def export_served(served: Served, data: Columns, path: Path, as_int8: bool = Fal
         found.append(torch.from_numpy(run(session, (batch.dense, batch.sparse))[0]))
     after = metrics.measure(torch.cat(found).double().logit(eps=1e-12), labels)
     nbytes = sum(file.stat().st_size for file in (path, weights_file(path)) if file.exists())
-    times = {rows: latency(session, data, rows) for rows in (1, 4096)}
+    times = {rows: latency(session, data, rows) for rows in (1, min(4096, stop - start))}
     return Report(path, nbytes, model.tables.nbytes, worst, stop - start, before, after, times)
 
 

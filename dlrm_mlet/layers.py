@@ -32,7 +32,7 @@ class _MLET(nn.Module):
         dtype: torch.dtype | None,
     ):
         super().__init__()
-        inner_dims = (inner_dim,) if isinstance(inner_dim, int) else tuple(inner_dim)
+        inner_dims = tuple(inner_dim) if isinstance(inner_dim, Sequence) else (int(inner_dim),)
         if not inner_dims or min(inner_dims) < embedding_dim:
             raise ValueError(
                 f"inner_dim = {inner_dim}: expected at least embedding_dim = {embedding_dim}, below which the product "
@@ -69,15 +69,22 @@ class _MLET(nn.Module):
 
     @torch.no_grad()
     def start_at(self, table: Tensor) -> Self:
-        """Change W1 so that the product is `table`, (n, D), up to rounding (paper, Theorem 2.1).
+        """Change all layers so that the product is `table`, (n, D), up to rounding (paper, Theorem 2.1).
 
         Raises ValueError where the row of `padding_idx` isn't 0: nn.Embedding keeps it as it is, and here it would
         move with W2.
         """
         if self.padding_idx is not None and table[self.padding_idx].any():
             raise ValueError(f"row {self.padding_idx}, the padding, isn't 0: it would not stay as it is")
-        # W2 stays random: with the theorem's own zeros for the columns beyond D, no gradient would ever reach these
-        torch.mm(table, right_inverse(self.product()), out=self.weight)
+        # W2 stays random: with the theorem's own zeros for the columns beyond D, no gradient would ever reach these.
+        # Its columns are orthogonal, of the length that they have in the mean at the paper's start: the inverse of a
+        # Gaussian W2 loses digits where K is near D
+        for projection in self.projections:
+            start = torch.empty(projection.shape, dtype=torch.float64)
+            nn.init.orthogonal_(start, gain=ModelConfig.projection_std * math.sqrt(len(projection)))
+            projection.copy_(start)
+        inverse = right_inverse(multiply(projection.double() for projection in self.projections))
+        torch.mm(table, inverse.to(table), out=self.weight)
         return self
 
     def product(self) -> Tensor:

@@ -1,5 +1,6 @@
 """A served model and rows, raw or as columns -> the probability of a click for each row."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from dlrm_mlet.datasets import BUILT_IN, Dataset
 from dlrm_mlet.export import Probability, open_session, run
 from dlrm_mlet.files import replacing
 from dlrm_mlet.raw import Reader, fields_of_first_line, open_raw
-from dlrm_mlet.vocabulary import Vocabulary, numbers, refuser
+from dlrm_mlet.vocabulary import Vocabulary, digest_of, numbers, refuser
 
 ROWS = 8192
 """Rows that are scored at once."""
@@ -66,19 +67,30 @@ def open_model(path: Path) -> Model:
     )
 
 
-def predict(model: Model, source: Path, out: Path, data: Path) -> tuple[int, dict[str, int]]:
+def predict(
+    model: Model, source: Path, out: Path, data: Path, dataset: Dataset | None = None
+) -> tuple[int, dict[str, int]]:
     """Write <out>, a CSV file with a `probability` for each row of `source` in its order.
 
     `source` is a column directory (training, validation and test rows as they lie there), or a raw file, with or
-    without the label; the vocabulary is that of `data`, the columns that the model was trained on. A value that
-    training never saw is taken as missing, or as the column's most frequent one where training saw none missing.
-    Returns the number of rows and, for each column that had such values, how many. Raises CheckpointError where the
-    columns are of another data set, RawError at the first row that doesn't fit, PredictError where there is none.
+    without the label; the vocabulary is that of `data`, the columns that the model was trained on. A value that the
+    data set doesn't have is taken as missing, or as the column's most frequent one where it has none missing. `dataset`
+    describes a data set of one's own whose raw files have no header. Returns the number of rows and, for each column
+    that had such values, how many. Raises CheckpointError where the columns are of another data set, RawError at the
+    first row that doesn't fit, PredictError where there is none or the vocabulary is damaged.
     """
+    if out.exists() and source.exists() and out.samefile(source):
+        raise PredictError(f"{out}: is the file of the rows; expected another --out")
     unseen: Counter[str] = Counter()
     trained_on = columns.load(source if source.is_dir() else data)
     check_columns(model.path, model.dataset, model.fingerprint, trained_on)
-    batches = _of_columns(trained_on) if source.is_dir() else _of_raw(source, trained_on, data / "vocabulary", unseen)
+    if source.is_dir():
+        batches = _of_columns(trained_on)
+    else:
+        schema = trained_on.schema
+        dataset = dataset or BUILT_IN.get(schema.dataset)
+        dataset = dataset or Dataset(schema.dataset, schema.label, schema.dense, schema.categorical)
+        batches = _of_raw(_open(source, dataset), trained_on, _vocabularies(data / "vocabulary", trained_on), unseen)
     rows = 0
     with replacing(out) as partial, partial.open("wb") as file, tqdm(unit=" rows", disable=None) as bar:
         for dense, sparse in batches:
@@ -97,16 +109,26 @@ def _of_columns(data: Columns) -> Iterator[tuple[Tensor, Tensor]]:
             yield batch.dense, batch.sparse
 
 
-def _of_raw(source: Path, data: Columns, directory: Path, unseen: Counter[str]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of a raw file as the columns of `data` number them; counts the values that these don't know."""
-    schema = data.schema
-    dataset = BUILT_IN.get(schema.dataset) or Dataset(schema.dataset, schema.label, schema.dense, schema.categorical)
+def _vocabularies(directory: Path, data: Columns) -> dict[str, Vocabulary]:
+    """That of each categorical column, proved to be the one that the columns were numbered by."""
+    schema, found = data.schema, {}
     start, stop = data.range("train")
-    vocabularies = {
-        name: Vocabulary(directory / f"{name}.arrow", int(torch.bincount(data.sparse[start:stop, f]).argmax()))
-        for f, name in enumerate(schema.categorical)
-    }
-    reader = _open(source, dataset)
+    files = [directory / f"{name}.arrow" for name in schema.categorical]
+    if missing := [file for file in files if not file.is_file()]:
+        raise PredictError(f"{missing[0]}: no such file; expected the data set's vocabulary: preprocess it again")
+    if hashlib.sha256("".join(map(digest_of, files)).encode()).hexdigest() != schema.vocabulary:
+        raise PredictError(f"{directory}: isn't the vocabulary of schema.json; preprocess the data set again")
+    for f, (name, file) in enumerate(zip(schema.categorical, files, strict=True)):
+        most_frequent = int(torch.bincount(data.sparse[start:stop, f]).argmax())
+        found[name] = Vocabulary(file, most_frequent)
+    return found
+
+
+def _of_raw(
+    reader: Reader, data: Columns, vocabularies: dict[str, Vocabulary], unseen: Counter[str]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of a raw file as the columns of `data` number them; counts the values that these don't have."""
+    schema = data.schema
     for block in reader.blocks():
         ids = []
         for name, vocabulary in vocabularies.items():

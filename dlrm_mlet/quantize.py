@@ -51,20 +51,33 @@ class Int8EmbeddingBag(Int8Rows):
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """(B, N) ids, or (N,) ids and (B,) offsets -> (B, D), one vector a bag."""
-        ids = input.flatten()
-        rows = F.pad(super().forward(ids), (0, 0, 0, 1))  # (N + 1, D): the last one stands for the padding
-        places = torch.arange(len(ids), device=ids.device)
-        if self.padding_idx is not None:
-            places = places.masked_fill(ids == self.padding_idx, len(ids))
+        rows = super().forward(input)  # (B, N, D) or (N, D)
+        if input.dim() == 2:  # bags of one length, as plain sums, which ONNX takes for any B
+            return self._of_one_length(rows, self._counts(input), per_sample_weights)
+        rows = F.pad(rows, (0, 0, 0, 1))  # (N + 1, D): the last one stands for the padding
+        places = torch.arange(len(input), device=input.device).masked_fill(~self._counts(input), len(input))
         return F.embedding_bag(
-            places.reshape(input.shape),
+            places,
             rows,
             offsets,
             mode=self.mode,
             per_sample_weights=per_sample_weights,
             include_last_offset=self.include_last_offset,
-            padding_idx=len(ids),
+            padding_idx=len(input),
         )
+
+    def _counts(self, input: Tensor) -> Tensor:
+        """Which ids are no padding."""
+        return input != (-1 if self.padding_idx is None else self.padding_idx)
+
+    def _of_one_length(self, rows: Tensor, counts: Tensor, weights: Tensor | None) -> Tensor:
+        """(B, N, D) rows and (B, N) whether they count -> (B, D)."""
+        if self.mode == "max":
+            largest = rows.masked_fill(~counts.unsqueeze(2), -torch.inf).amax(dim=1)
+            return largest.masked_fill(~counts.any(dim=1, keepdim=True), 0)
+        factors = counts.to(rows.dtype) if weights is None else weights.masked_fill(~counts, 0)
+        total = (rows * factors.unsqueeze(2)).sum(dim=1)
+        return total / counts.sum(dim=1, keepdim=True).clamp_min(1) if self.mode == "mean" else total
 
 
 class Int8Tables(Tables):
@@ -111,6 +124,8 @@ def quantize(model: M, *, report: Callable[[str], object] = print) -> M:
                 small.values, small.scales = first.values, first.scales
             after = sum(tensor.nbytes for tensor in small.state_dict().values())
             report(f"{name or type(module).__name__}: {module.weight.nbytes:,} bytes -> {after:,}")
+        if isinstance(module, Int8Rows):
+            raise ValueError(f"{name or type(module).__name__}: is of int8 rows already")
     if not made:
         raise ValueError("nothing to quantize: the model has no nn.Embedding, nn.EmbeddingBag or SingleLayerTables")
     return replace(model, made)
@@ -131,4 +146,5 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     half = exact.half()
     up = (half.view(torch.int16) + 1).view(torch.half)
     scales = torch.where((half.double() < exact) | (half == 0), up, half)
-    return (weight / scales.to(weight.dtype)).round().to(torch.int8), scales
+    exact_enough = torch.promote_types(weight.dtype, torch.float32)
+    return (weight.to(exact_enough) / scales.to(exact_enough)).round().to(torch.int8), scales

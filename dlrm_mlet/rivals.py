@@ -41,7 +41,7 @@ class QuotientRemainderTables(Tables):
         super().__init__(table_rows, embedding_dim)
         self.collisions = collisions
         split = [f for f, n in enumerate(table_rows) if n > SPLIT_ABOVE]
-        self.register_buffer("split", torch.tensor(split), persistent=False)
+        self.register_buffer("split", torch.tensor(split, dtype=torch.int64), persistent=False)
         remainders = [collisions if n > SPLIT_ABOVE else n for n in table_rows]
         quotients = [math.ceil(table_rows[f] / collisions) for f in split]
         self.remainders = make_tables(remainders, (), embedding_dim, 1.0, generator)

@@ -115,8 +115,7 @@ class Categories(SpooledColumn):
     def _write(self, vocabulary: pl.Series, directory: Path) -> tuple[int, str]:
         path = directory / f"{self.name}.arrow"
         vocabulary.to_frame(self.name).write_ipc(path)
-        with path.open("rb") as file:
-            return len(vocabulary), hashlib.file_digest(file, "sha256").hexdigest()
+        return len(vocabulary), digest_of(path)
 
 
 class Texts(Categories):
@@ -176,8 +175,14 @@ class Hexadecimals(Categories):
         return self._write(values.replace(1 << 32, None).cast(pl.UInt32), directory)
 
 
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class Vocabulary:
-    """The values of a categorical column as training knew them, each with its id."""
+    """The values of a categorical column of a data set, each with its id."""
 
     def __init__(self, path: Path, fallback: int):
         """`path` is vocabulary/<column>.arrow; `fallback` the id of an unknown value where none is known as missing."""
@@ -188,7 +193,7 @@ class Vocabulary:
         self._known = pl.DataFrame({"value": values, "id": np.arange(len(values), dtype=np.int32)})
 
     def ids(self, values: pl.Series, refuse: Refuse) -> tuple[np.ndarray, int]:
-        """(rows,) raw values -> (rows,) ids, and how many of them training never saw; these are taken as missing."""
+        """(rows,) raw values -> (rows,) ids, and how many of them the data set doesn't have: `unknown` for these."""
         values = hexadecimal(values, refuse) if self.is_hexadecimal else values.fill_null("")
         rows = values.alias("value").to_frame()
         found = rows.join(self._known, on="value", how="left", maintain_order="left", nulls_equal=True)["id"]

@@ -50,6 +50,12 @@ def test_another_data_sets_columns_are_refused(run, clicks):
         served.check(other)
 
 
+def flipped(whole: bytes) -> bytes:
+    """One bit of a weight is another."""
+    middle = len(whole) // 2
+    return whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+
+
 class Harmful:
     def __reduce__(self):
         return exec, ("raise SystemExit('it ran')",)
@@ -62,15 +68,23 @@ def test_a_file_that_is_no_checkpoint_is_named_and_nothing_in_it_runs(run, tmp_p
         ("text", b"hello, world", "damaged, or no checkpoint"),
         ("empty", b"", "damaged, or no checkpoint"),
         ("harmful", pickle.dumps(Harmful(), 2), "damaged, or no checkpoint"),
+        ("flipped", flipped(whole), "damaged: "),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match=f"{name}: {message}"):
             checkpoint.load(tmp_path / name)
+    torch.save({"it": Harmful()}, tmp_path / "harmful inside")
+    with pytest.raises(CheckpointError, match="harmful inside: holds more than numbers and text"):
+        checkpoint.load(tmp_path / "harmful inside")
     torch.save({"model": {}}, tmp_path / "other")
     with pytest.raises(CheckpointError, match="other: has no columns, config, seed, served"):
         checkpoint.load(tmp_path / "other")
     torch.save(torch.load(run / checkpoint.FILE) | {"model": {}}, tmp_path / "part")
     with pytest.raises(CheckpointError, match="part: not a model of this version"):
         checkpoint.load(tmp_path / "part")
+    for key in ("model", "config", "columns"):
+        torch.save(torch.load(run / checkpoint.FILE) | {key: 3}, tmp_path / key)
+        with pytest.raises(CheckpointError, match=f"{key}: not a model of this version"):
+            checkpoint.load(tmp_path / key)
     with pytest.raises(CheckpointError, match="gone: no such file"):
         checkpoint.load(tmp_path / "gone")

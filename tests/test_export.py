@@ -79,6 +79,40 @@ def test_a_file_that_differs_does_not_appear(small, tmp_path, monkeypatch):
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("m.onnx", b"before")]
 
 
+class Fixed(nn.Module):
+    def forward(self, x):
+        return x.view(8, 4).sum(1)
+
+
+class Half(nn.Module):
+    def forward(self, x):
+        return x[: x.shape[0] // 2]
+
+
+def test_a_batch_of_one_size_is_refused_and_so_is_what_torch_cannot_export(tmp_path):
+    with pytest.raises(ExportError, match=r"batches of 8 rows alone|batches of any size"):
+        export.export(Fixed(), (torch.randn(8, 4),), tmp_path / "m.onnx")
+    with pytest.raises(ExportError, match=r"m\.txt: expected a name that ends in \.onnx"):
+        export.export(Half(), (torch.randn(8, 4),), tmp_path / "m.txt")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("as_int8", [False, True])
+def test_bags_of_one_length_have_a_batch_of_any_size(tmp_path, mode, as_int8):
+    model = nn.Sequential(nn.EmbeddingBag(50, 4, mode=mode, padding_idx=0))
+    model = quantize(model, **QUIET) if as_int8 else model
+    path = export.export(model, (torch.randint(50, (16, 3)),), tmp_path / "m.onnx")
+    check(open_session(path), model, (torch.randint(3, (5, 3)),))
+
+
+def test_large_outputs_are_compared_by_their_size_and_names_decide_the_order(tmp_path, small):
+    small.head.weight.data.mul_(1e5)
+    path = export.export(small, inputs(16), tmp_path / "m.onnx")
+    swapped = ({"item": torch.randint(30, (5,)), "user": torch.randint(500, (5,))},)
+    check(open_session(path), small, swapped)
+
+
 def test_what_is_not_collapsed_is_refused(small, tmp_path):
     with pytest.raises(ExportError, match="user: isn't collapsed"):
         export.export(convert(small, 8, **QUIET), inputs(16), tmp_path / "m.onnx")

@@ -1,6 +1,8 @@
 """Probabilities from raw rows are those of the columns, in torch and in ONNX Runtime."""
 
 import csv
+import dataclasses
+import shutil
 
 import numpy as np
 import polars as pl
@@ -10,7 +12,7 @@ from dlrm_mlet import checkpoint, evaluation
 from dlrm_mlet.__main__ import main
 from dlrm_mlet.columns import load
 from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
-from dlrm_mlet.datasets import BUILT_IN
+from dlrm_mlet.datasets import BUILT_IN, Dataset
 from dlrm_mlet.export import ExportError, export_served
 from dlrm_mlet.predict import PredictError, open_model, predict
 from dlrm_mlet.preprocess import preprocess
@@ -50,7 +52,7 @@ def test_raw_rows_and_columns_have_the_same_probabilities(model, by, clicks, cli
         assert first.setdefault(tuple(row[i] for i in (0, 2, 3, 4, 5)), value) == pytest.approx(value, abs=1e-6)
 
 
-def test_values_that_training_never_saw_are_counted_and_taken_as_missing(model, clicks_directory, tmp_path):
+def test_values_that_the_data_set_does_not_have_are_counted_and_taken_as_missing(model, clicks_directory, tmp_path):
     raw, out = tmp_path / "new.csv", tmp_path / "p.csv"
     raw.write_text('user,age,ad,price,site\nstranger,3,,1.5,"x,y"\n,3,,1.5,"x,y"\nu1,3,nothing,1.5,elsewhere\n')
     loaded = open_model(model["torch"])
@@ -88,6 +90,8 @@ def test_bad_rows_and_models_are_named_and_nothing_is_left(model, clicks_directo
     raw.write_text("user,age,ad\nu1,3,\n")
     with pytest.raises(RawError, match="no column 'price'"):
         predict(loaded, raw, out, clicks_directory)
+    with pytest.raises(PredictError, match=r"new\.csv: is the file of the rows"):
+        predict(loaded, raw, raw, clicks_directory)
     assert not out.exists()
     with pytest.raises(ExportError, match="no such file"):
         open_model(tmp_path / "gone.onnx")
@@ -109,5 +113,28 @@ def test_bad_rows_and_models_are_named_and_nothing_is_left(model, clicks_directo
     raw.write_text("user,age,ad,price,site\nnobody,3,,1.5,x\n")
     assert main(["predict", str(model["onnx"]), str(raw), "--data", str(clicks_directory), "--out", str(out)]) == 0
     said = capsys.readouterr()
-    assert "warning: user: 1 values that training never saw" in said.err
+    assert "warning: user: 1 values that the data set doesn't have" in said.err
     assert f"{out}: 1 probabilities" in said.out
+
+
+def test_another_vocabulary_is_refused(model, clicks_csv, clicks_directory, tmp_path):
+    copy = shutil.copytree(clicks_directory, tmp_path / "copy")
+    loaded, file = open_model(model["torch"]), copy / "vocabulary" / "ad.arrow"
+    pl.read_ipc(file).reverse().write_ipc(file)
+    with pytest.raises(PredictError, match=r"vocabulary: isn't the vocabulary of schema\.json"):
+        predict(loaded, clicks_csv, tmp_path / "p.csv", copy)
+    file.unlink()
+    with pytest.raises(PredictError, match=r"ad\.arrow: no such file; expected the data set's vocabulary"):
+        predict(loaded, clicks_csv, tmp_path / "p.csv", copy)
+
+
+def test_raw_files_without_a_header_are_read_as_the_data_set_says(clicks_csv, small_mlet, tmp_path):
+    with clicks_csv.open() as file:
+        header, *rows = csv.reader(file)
+    raw = tmp_path / "own.tsv"
+    raw.write_text("".join("\t".join(row) + "\n" for row in rows))
+    own = Dataset("own", "clicked", ("age", "price"), ("user", "ad"), columns=tuple(header))
+    preprocess(own, tmp_path / "own", raw)
+    train(dataclasses.replace(small_mlet, dataset="own"), load(tmp_path / "own"), 0, tmp_path / "run")
+    loaded = open_model(tmp_path / "run" / checkpoint.FILE)
+    assert predict(loaded, raw, tmp_path / "p.csv", tmp_path / "own", own) == (3000, {})

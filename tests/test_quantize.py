@@ -27,6 +27,14 @@ def test_a_row_of_any_size_is_off_by_half_a_unit_at_most_and_never_cut(powers, s
     assert (scales.double() <= weight.abs().amax(1, keepdim=True).double() / 127 * (1 + 2**-10))[ordinary].all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_no_type_wraps_around(dtype):
+    weight = torch.randn(5000, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    values, scales = quantize_rows(weight)
+    assert values.abs().max() == 127
+    assert ((values.double() * scales.double() - weight.double()).abs() <= 0.5001 * scales.double()).all()
+
+
 def test_a_row_of_nothing_stays_nothing():
     values, scales = quantize_rows(torch.zeros(2, 3))
     assert not (values * scales).any()
@@ -72,7 +80,10 @@ def test_tables_of_any_model_give_their_rows(data):
     torch.testing.assert_close(model[0](ids), before[0], atol=0.03, rtol=0)
     torch.testing.assert_close(model[1](ids, offsets, weights), before[1], atol=0.09, rtol=0)
     square = torch.randint(n, (2, 3))
-    assert model[1](square).shape == (2, d)
+    plain = nn.EmbeddingBag(n, d, mode=mode, padding_idx=padding, dtype=dtype)
+    plain.weight.data = model[1].values.to(dtype) * model[1].scales.to(dtype)
+    weights = torch.rand(2, 3, dtype=dtype) if mode == "sum" else None
+    torch.testing.assert_close(model[1](square, per_sample_weights=weights), plain(square, per_sample_weights=weights))
 
 
 def test_tied_tables_stay_tied():
@@ -87,5 +98,7 @@ def test_what_is_not_collapsed_or_has_no_table_is_refused():
         quantize(convert(nn.Sequential(nn.Embedding(5, 2)), 4, **QUIET))
     with pytest.raises(ValueError, match="tables: isn't collapsed"):
         quantize(build(ModelConfig(2, (4,), (4,), inner_dim=4), 2, (5,), None))
+    with pytest.raises(ValueError, match="0: is of int8 rows already"):
+        quantize(quantize(nn.Sequential(nn.Embedding(5, 2)), **QUIET))
     with pytest.raises(ValueError, match="nothing to quantize"):
         quantize(nn.Linear(5, 2))

@@ -105,3 +105,8 @@ def test_what_is_served_is_what_the_config_says(keys, kind):
 def test_what_does_not_go_together_is_refused(keys, message):
     with pytest.raises(ConfigError, match=message):
         ModelConfig(8, (4,), (4,), **keys)
+
+
+def test_small_tables_alone_are_left_whole():
+    tables = build_tables(ModelConfig(8, (4,), (4,), tables="quotient-remainder"), (3, 7), None)
+    assert tables(torch.tensor([[2, 6]])).shape == (1, 2, 8)
