@@ -64,8 +64,8 @@ def export(
     `inputs` are the arguments of a call, of at least two rows: tensors, or dictionaries and lists of them, whose
     tensors become inputs in their order, under the dictionary's keys where `input_names` aren't given. The model is
     put into its evaluation mode. Weights of over 2 GiB lie beside it, in <path>.data. The file appears when ONNX
-    Runtime has given the model's outputs on `inputs` and on half of them. Raises ExportError where it didn't, where torch can't
-    export the model so, or where MLET's tables aren't collapsed.
+    Runtime has given the model's outputs on `inputs` and on half of them. Raises ExportError where it didn't, where
+    torch can't export the model so, or where MLET's tables aren't collapsed.
     """
     if path.suffix != ".onnx":
         raise ExportError(f"{path}: expected a name that ends in .onnx")
