@@ -40,7 +40,7 @@ class Record:
     spectra: list[dict[str, Any]]
     """step, and singular_values: for each feature those of its product W, largest first; empty where not asked for."""
     by_frequency: list[dict[str, Any]]
-    """Validation in thirds by how rare a row's rarest id is: see frequency.py; empty where not asked for."""
+    """Validation in thirds by how rare a row's rarest id is: see evaluation.by_frequency; empty where not asked for."""
     seconds: float
     """Wall-clock time of the training steps, without evaluation."""
     rows_per_second: float
