@@ -3,7 +3,7 @@
 # Usage: scripts/experiments.sh DATASET
 set -euo pipefail
 dataset=$1
-for experiment in paper-grid controls fair-fight-sgd fair-fight-adagrad mechanism depth narrow rivals; do
+for experiment in paper-grid controls fair-fight-sgd fair-fight-adagrad mechanism depth narrow rivals rivals-tuned; do
     scripts/sweep.sh "$dataset" "$experiment"
 done
 python scripts/equation_6.py
