@@ -6,7 +6,16 @@ import statistics
 from itertools import pairwise
 
 from dlrm_mlet import figures, results
-from dlrm_mlet.curves import Difference, difference, make_curves, model_name, paired_gains, shrink_factors, zero_cost
+from dlrm_mlet.curves import (
+    Curve,
+    Difference,
+    difference,
+    make_curves,
+    model_name,
+    paired_gains,
+    shrink_factors,
+    zero_cost,
+)
 from dlrm_mlet.judging import AUC, LOSS, Claim, Judgement, Tables, listed, paired, verdict
 from dlrm_mlet.spectrum import count_above
 
@@ -15,16 +24,19 @@ OPPOSITE = {"Holds": "Does not hold", "Holds in part": "Holds in part", "Does no
 
 
 def _single_layer_grows(tables: Tables) -> Judgement:
-    single = tables.curve("paper-grid", "single")
-    dims = list(single.points)
-    found = {
-        f"{narrow} to {wide}": difference(paired_gains(single.points[wide], single.points[narrow], AUC))
-        for narrow, wide in pairwise(dims)
-    }
+    plain, tuned = (_steps_of_d(tables.curve(name, "single")) for name in ("paper-grid", "fair-fight-sgd"))
     return Judgement(
-        f"Validation AUC from one d to the next: {listed(found)}",
-        verdict(found.values()),
+        f"Validation AUC from one d to the next, at the paper's learning rate: {listed(plain)} At the best learning "
+        f"rates of each d: {listed(tuned)}",
+        f"At the paper's learning rate: {verdict(plain.values()).lower()}; tuned: {verdict(tuned.values()).lower()}",
     )
+
+
+def _steps_of_d(curve: Curve) -> dict[str, Difference]:
+    return {
+        f"d={narrow} to {wide}": difference(paired_gains(curve.points[wide], curve.points[narrow], AUC))
+        for narrow, wide in pairwise(curve.points)
+    }
 
 
 def _beats_single_layer(tables: Tables) -> Judgement:

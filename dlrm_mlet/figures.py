@@ -100,6 +100,10 @@ def over_bytes(rows: Sequence[Row], name: str, path: Path) -> None:
         smallest, largest = (extreme(point[1] for point in points) for extreme in (min, max))
         ticks = [2**power for power in range(10, 40) if smallest <= 2 ** (power + 1) and 2 ** (power - 1) <= largest]
         ax.set_xticks(ticks, [f"{tick // 1024}" for tick in ticks])
+        means = [point[2] for point in points]
+        # by the means: the bars of a point of which some seeds fail would press all else together
+        margin = 0.15 * (max(means) - min(means)) or 0.01
+        ax.set_ylim(min(means) - margin, max(means) + margin)
         ax.set_xlabel("tables as served (KiB)")
         ax.set_ylabel("validation AUC")
         ax.legend(frameon=False, fontsize=8, ncols=2)

@@ -92,14 +92,13 @@ def _failures(tables: Tables) -> Judgement:
 
 
 def _rivals(tables: Tables) -> Judgement:
-    points = figures.by_bytes(tables.rows("rivals"))
-    front = "; ".join(
-        f"{arm} {size / 1024:,.0f} KiB: {mean:.4f} ± {std:.4f}" for arm, size, mean, std in figures.pareto(points)
-    )
-    return Judgement(
-        f"The Pareto front of served bytes and validation AUC, from the smallest: {front}.",
-        "See the figure in the records",
-    )
+    said = []
+    for experiment, name in (("rivals", "At the paper's learning rate"), ("rivals-tuned", "Each with its own")):
+        front = figures.pareto(figures.by_bytes(tables.rows(experiment)))
+        points = "; ".join(f"{arm} {size / 1024:,.0f} KiB: {mean:.4f} ± {std:.4f}" for arm, size, mean, std in front)
+        said.append(f"{name}, the Pareto front of served bytes and validation AUC, from the smallest: {points}.")
+    best = max(front, key=lambda point: point[2])
+    return Judgement(" ".join(said), f"Of the tuned ones, {best[0]} has the highest AUC; see the figure in the records")
 
 
 QUESTIONS = (
@@ -142,7 +141,7 @@ QUESTIONS = (
     Claim(
         "Which way to small tables is best at equal served bytes?",
         "compares with a single layer alone.",
-        "rivals",
+        "rivals-tuned",
         _rivals,
     ),
 )

@@ -98,9 +98,11 @@ def test_the_claims_page_says_what_was_not_run_and_judges_the_rest(table, tmp_pa
     text = table.read_text()
     text += text.partition("\n")[2].replace("mlet,16", "mlet,64").replace("single", "other")
     text += text.partition("\n")[2].replace("mlet,16", "mlet,128").replace("single", "another")
-    (flights / "paper-grid.csv").write_text(text)
+    for name in ("paper-grid", "fair-fight-sgd"):
+        (flights / f"{name}.csv").write_text(text)
     page = reproduction.page(tmp_path / "results")
-    assert "| A single layer gets better with d (Figure 1) | Holds |" in page
+    assert "(Figure 1) | At the paper's learning rate: holds; tuned: holds |" in page
+    assert "best learning rates and start | That tuned MLET beats a tuned single layer: holds |" in page
     assert "| MLET beats the single layer at the same d (Figures 2 and 3) | Holds |" in page
     assert "| The gain grows with k | Does not hold |" in page  # all k are the same here
     assert "| The gain saturates: k=128 is no better than k=64 | Holds |" in page
