@@ -56,7 +56,8 @@ class DotInteraction(nn.Module):
 
     def forward(self, dense: Tensor, embedded: Tensor) -> Tensor:
         """(B, D) and (B, F, D) -> (B, D + F(F+1)/2)."""
-        vectors = torch.cat((dense.unsqueeze(1), embedded), dim=1)  # (B, F+1, D)
+        # tables give a transposed view, which cat copies slowly
+        vectors = torch.cat((dense.unsqueeze(1), embedded.contiguous()), dim=1)  # (B, F+1, D)
         products = torch.bmm(vectors, vectors.transpose(1, 2))  # (B, F+1, F+1)
         return torch.cat((dense, products.flatten(1).index_select(1, self.pairs)), dim=1)
 
