@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--device", help="cpu or cuda:N; default: the first GPU, if there is one")
     benchmark.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the CPU; default: all cores")
     benchmark.add_argument("--max-rows", type=int, default=1_000_000, help="cap of a table's rows; default: 1000000")
-    benchmark.add_argument("--rounds", type=int, default=15, help="turns of each contender; default: 15")
+    benchmark.add_argument("--rounds", type=int, default=40, help="turns of each contender; default: 40")
     benchmark.set_defaults(run=_benchmark)
 
     report = commands.add_parser("report", help="figures and tables from the tables of results alone")

@@ -41,8 +41,8 @@ LEARNING_RATE = 0.2
 BOTTOM_MLP, TOP_MLP = (512, 256, 128), (512, 256)
 FEED_ROWS = 1 << 18
 """Rows of the data that are fed: far more bytes than the caches hold."""
-STEPS, WARM_UP_STEPS = 40, 10
-"""Steps of one turn, and of the untimed turn before the first."""
+STEPS, WARM_UP_STEPS = 20, 5
+"""Steps of one turn, and the untimed ones before them, which fill the caches that the turn before has emptied."""
 
 Step = Callable[[Batch], object]
 
@@ -104,7 +104,7 @@ def benchmark(device: torch.device, cores: int, max_rows: int, rounds: int) -> d
     """Time every point of Table 2 and return the result as JSON has it: `device`, `versions`, `points` and settings.
 
     Criteo-Kaggle's 26 tables, of at most `max_rows` rows each, with ids of a power law, batch 128. All that share an
-    embedding dimension take turns of 40 steps, for `rounds` rounds, each with its own feed of batches, which is
+    embedding dimension take turns of 20 steps, for `rounds` rounds, each with its own feed of batches, which is
     inside what is timed. A point's times are medians over rounds, in ms per step; its ratios are medians of the
     rounds' own ratios, so that a machine that slows down slows both sides. The textbook has torch's own settings; ours
     and the floor have those of `device.threads`.
@@ -148,14 +148,13 @@ def _points_of_one_width(
     contenders["floor", None] = _ours(floor, (*floor.bottom_mlp.parameters(), *floor.top_mlp.parameters()))
     feeds = {name: _feed(columns) for name in contenders}
     times: dict[tuple[str, int | None], list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         for name, step in contenders.items():
             plain = name[0] == "textbook"
             torch.set_num_threads(cores)
             with nullcontext() if plain else threads(cores):
-                taken = _milliseconds(step, feeds[name], STEPS if turn else WARM_UP_STEPS, device)
-            if turn:
-                times[name].append(taken)
+                _milliseconds(step, feeds[name], WARM_UP_STEPS, device)
+                times[name].append(_milliseconds(step, feeds[name], STEPS, device))
     single, base = times.get(("ours", None)), times["floor", None]
     return [_point(inner_dim, embedding_dim, times["textbook", inner_dim], times["ours", inner_dim], base, single)
             for inner_dim in inner_dims]  # fmt: skip
