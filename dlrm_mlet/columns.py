@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,12 +91,21 @@ class Columns:
         """The rows at the given places, in memory."""
         return Batch(self.dense[chosen], self.sparse[chosen], self.label[chosen].float())
 
-    def shuffled(self, split: str, batch_size: int, generator: torch.Generator, skip: int = 0) -> Iterator[Batch]:
-        """Every row of a split once, in an order drawn from `generator`, without the first `skip` batches."""
+    def shuffled(
+        self, split: str, batch_size: int, generator: torch.Generator | Sequence[torch.Generator], skip: int = 0
+    ) -> Iterator[Batch]:
+        """Every row of a split once, in an order drawn from `generator`, without the first `skip` batches.
+
+        With several generators there are as many orders, and a batch has one more axis before the others.
+        """
         start, stop = self.range(split)
-        order = torch.randperm(stop - start, generator=generator).to(self.label.device)
-        for first in range(skip * batch_size, len(order), batch_size):
-            yield self.rows(order[first : first + batch_size] + start)
+        if isinstance(generator, torch.Generator):
+            order = torch.randperm(stop - start, generator=generator)
+        else:
+            order = torch.stack([torch.randperm(stop - start, generator=each) for each in generator])
+        order = order.to(self.label.device)
+        for first in range(skip * batch_size, stop - start, batch_size):
+            yield self.rows(order[..., first : first + batch_size] + start)
 
     def in_order(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Every row of a split once, in the order in which it lies on disk."""

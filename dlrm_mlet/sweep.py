@@ -16,11 +16,12 @@ import torch
 from tqdm import tqdm
 
 from dlrm_mlet import columns, record
-from dlrm_mlet.columns import Columns
-from dlrm_mlet.config import Config, Experiment, Point
+from dlrm_mlet.columns import Columns, Schema
+from dlrm_mlet.config import Experiment, Point
 from dlrm_mlet.device import free_memory
 from dlrm_mlet.record import Record
-from dlrm_mlet.training import check_memory, memory_needed, train
+from dlrm_mlet.together import can_train_together
+from dlrm_mlet.training import check_memory, memory_needed, train_together
 
 
 class SweepError(RuntimeError):
@@ -65,17 +66,38 @@ def sweep(
     missing = [run for run in runs if run.record(loaded) is None]
     for config, device in itertools.product({run.point.config for run in missing}, set(devices)):
         check_memory(config, loaded.schema, device)
-    needs = [memory_needed(run.point.config, loaded.schema) for run in missing]
     # the longest first, so that no core waits for one at the end
-    waiting = deque(sorted(zip(missing, needs, strict=True), key=lambda pair: pair[1], reverse=True))
+    jobs = sorted(_jobs(missing, loaded.schema, devices), key=lambda job: job.bytes, reverse=True)
     with tqdm(total=len(runs), initial=len(runs) - len(missing), desc="runs", unit=" runs", disable=None) as bar:
-        for _ in _train_all(waiting, data, devices[: len(missing)]):
-            bar.update()
+        for job in _train_all(deque(jobs), data, devices[: len(jobs)]):
+            bar.update(len(job.seeds))
     return [(run, found) for run in runs if (found := run.record(loaded)) is not None]
 
 
-def _train_all(waiting: deque[tuple[PlannedRun, int]], data: Path, devices: list[torch.device]) -> Iterator[None]:
-    """Train the runs, each with the bytes it needs, in worker processes; yields as each one is finished."""
+@dataclass(frozen=True)
+class Job:
+    """What a worker takes at once: a point, the directory of each of its seeds, and the bytes that this needs."""
+
+    point: Point
+    seeds: dict[int, Path]
+    bytes: int
+
+
+def _jobs(missing: list[PlannedRun], schema: Schema, devices: list[torch.device]) -> Iterator[Job]:
+    """A job for each run; on GPUs one for all the seeds of a point, where their memory allows it."""
+    free = 0 if devices[0].type == "cpu" else min(map(free_memory, {*devices}))
+    for point, same in itertools.groupby(missing, key=lambda run: run.point):
+        seeds = {run.seed: run.directory for run in same}
+        together = memory_needed(point.config, schema, len(seeds))
+        if can_train_together(point.config) and together <= free:
+            yield Job(point, seeds, together)
+        else:
+            for seed, out in seeds.items():
+                yield Job(point, {seed: out}, memory_needed(point.config, schema))
+
+
+def _train_all(waiting: deque[Job], data: Path, devices: list[torch.device]) -> Iterator[Job]:
+    """Do the jobs in worker processes; yields each as it is finished."""
     if not waiting:
         return
     context = multiprocessing.get_context("spawn")
@@ -88,18 +110,17 @@ def _train_all(waiting: deque[tuple[PlannedRun, int]], data: Path, devices: list
     budget = sum(map(free_memory, {*devices})) if devices[0].type == "cpu" else sys.maxsize
     with ProcessPoolExecutor(len(devices), context, initializer=_start_worker, initargs=shared) as executor:
         try:
-            running: dict[Future[None], int] = {}
+            running: dict[Future[None], Job] = {}
             while waiting or running:
                 while waiting and len(running) < len(devices):
-                    if running and sum(running.values()) + waiting[0][1] > budget:
+                    if running and sum(job.bytes for job in running.values()) + waiting[0].bytes > budget:
                         break
-                    run, need = waiting.popleft()
-                    future = executor.submit(_train, run.point.config, run.seed, run.directory, run.point.label)
-                    running[future] = need
+                    job = waiting.popleft()
+                    running[executor.submit(_train, job)] = job
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    del running[future]
+                    job = running.pop(future)
                     future.result()
-                    yield
+                    yield job
         except BrokenProcessPool:
             raise SweepError(
                 "a worker process died, as happens when memory runs out; the finished runs are kept: "
@@ -127,6 +148,6 @@ def _start_worker(data: Path, places: Any, lock: Any) -> None:
     _bar = tqdm(position=position, unit=" steps", leave=False, disable=None)
 
 
-def _train(config: Config, seed: int, out: Path, label: str) -> None:
-    _bar.set_description(f"{label},seed={seed}")
-    train(config, _columns, seed, out, resume=True, bar=_bar, device=_device)
+def _train(job: Job) -> None:
+    _bar.set_description(f"{job.point.label},seed={','.join(map(str, job.seeds))}")
+    train_together(job.point.config, _columns, job.seeds, resume=True, bar=_bar, device=_device)

@@ -1,9 +1,10 @@
 """A config, columns and a seed -> a trained model, its checkpoint and its record."""
 
 import contextlib
+import itertools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from dlrm_mlet.embedding import MLETTables
 from dlrm_mlet.files import replacing
 from dlrm_mlet.model import DLRM, build, served
 from dlrm_mlet.optimizer import SGD, Adagrad, Optimizer
+from dlrm_mlet.together import Together
 
 CPU = torch.device("cpu")
 STEPS_PER_LOOK = 100
@@ -32,32 +34,35 @@ class TrainingError(ValueError):
 
 
 def train_step(model: DLRM, optimizers: Sequence[Optimizer], batch: Batch) -> Tensor:
-    """Forward, backward, update; returns the batch's mean loss, not waited for."""
-    loss = F.binary_cross_entropy_with_logits(model(batch.dense, batch.sparse), batch.label)
-    loss.backward()
+    """Forward, backward, update; returns the batch's mean loss, one for each seed in it, not waited for."""
+    logits = model(batch.dense, batch.sparse)
+    loss = F.binary_cross_entropy_with_logits(logits, batch.label, reduction="none").mean(-1)
+    loss.backward(torch.ones_like(loss))  # a seed's gradient comes from its own loss alone
     for optimizer in optimizers:
         optimizer.step()
     return loss.detach()
 
 
-def memory_needed(config: Config, schema: Schema) -> int:
-    """Bytes that a run holds at its fullest, on its device, without the columns and torch itself.
+def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
+    """Bytes that so many runs together hold at their fullest, on their device, without the columns and torch itself.
 
-    The trained tables, the collapsed ones beside them at the end, the order of the rows and one batch of evaluation.
+    The trained tables (of several runs twice, while they are stacked), the collapsed ones of one beside them at the
+    end, the orders of the rows and one batch of evaluation.
     """
     model = config.model
     rows, features = sum(schema.table_rows), len(schema.table_rows)
     widths = (*model.inner_dims, model.embedding_dim)
-    tables = rows * (widths[0] + (model.embedding_dim if model.inner_dims else 0))
+    trained = widths[0] * (seeds if seeds == 1 else 2 * seeds)
+    tables = rows * (trained + (model.embedding_dim if model.inner_dims else 0))
     activations = evaluation.ROWS * (
         features * sum(widths) + (features + 1) ** 2 + sum(model.bottom_mlp + model.top_mlp)
     )
-    return 4 * (tables + activations) + 8 * schema.rows["train"]
+    return 4 * (tables + activations) + 8 * schema.rows["train"] * seeds
 
 
-def check_memory(config: Config, schema: Schema, device: torch.device) -> None:
-    """Raises DeviceError where a run needs more memory than the device has free."""
-    needed, free = memory_needed(config, schema), free_memory(device)
+def check_memory(config: Config, schema: Schema, device: torch.device, seeds: int = 1) -> None:
+    """Raises DeviceError where so many runs together need more memory than the device has free."""
+    needed, free = memory_needed(config, schema, seeds), free_memory(device)
     if needed > free:
         raise DeviceError(
             f"inner_dim = {config.model.inner_dim}, embedding_dim = {config.model.embedding_dim} needs "
@@ -84,43 +89,115 @@ def train(
     """
     if finished := record.of_run(out, config, seed, columns.schema):
         return finished
-    check_memory(config, columns.schema, device)
+    return train_together(config, columns, {seed: out}, resume, bar, device)[0]
+
+
+def train_together(
+    config: Config,
+    columns: Columns,
+    outs: Mapping[int, Path],
+    resume: bool = False,
+    bar: Any = None,
+    device: torch.device = CPU,
+) -> list[record.Record]:
+    """The runs of some seeds, none of which is finished, in one pass: each gives what `train` gives, up to rounding.
+
+    `outs` has each seed's directory. This is for GPUs, which a batch of one seed leaves idle; a CPU does them faster
+    one by one. A run's record states its share of the time. Raises what `train` raises.
+    """
+    check_memory(config, columns.schema, device, len(outs))
     with threads(config.training.threads):
-        run = Run(config, columns, seed, out, device)
+        # resident on a GPU if they fit beside the models; on the CPU they stay mapped
+        beside = memory_needed(config, columns.schema, len(outs))
+        if device.type != "cpu" and columns.nbytes + beside < free_memory(device):
+            columns = columns.to(device)
+        runs = [Run(config, columns, seed, out, device) for seed, out in outs.items()]
         if resume:
-            run.restore()
+            for run in runs:
+                run.restore()
         with contextlib.ExitStack() as stack:
             if bar is None:
-                bar = stack.enter_context(tqdm(desc=f"seed {seed}", unit=" steps", disable=None))
-            return run.finish(bar)
+                name = ",".join(map(str, outs))
+                bar = stack.enter_context(tqdm(desc=f"seed {name}", unit=" steps", disable=None))
+            # those that were stopped at other steps than the rest go on apart
+            for _, group in itertools.groupby(sorted(runs, key=lambda run: run.step), key=lambda run: run.step):
+                _take_steps(list(group), bar)
+            return [run.finish() for run in runs]
+
+
+def _take_steps(runs: Sequence["Run"], bar: Any) -> None:
+    """All steps that are left of some runs that have come equally far, each step once for all of them."""
+    first = runs[0]
+    training, step = first.config.training, first.step
+    model: DLRM = first.model if len(runs) == 1 else Together([run.model for run in runs])
+    optimizers = first.optimizers if len(runs) == 1 else make_optimizers(model, training)
+    bar.reset(first.steps)
+    bar.update(step)
+    started = time.perf_counter()
+    for batch in _batches(runs):
+        loss = train_step(model, optimizers, batch.to(first.device))
+        step += 1
+        bar.update()
+        last, at_point = step == first.steps, step % training.evaluate_every == 0
+        if last or at_point or (step % STEPS_PER_LOOK == 0 and not loss.isfinite().all()):
+            wait(first.device)
+            share = (time.perf_counter() - started) / len(runs)
+            for run, finite in zip(runs, loss.isfinite().view(-1).tolist(), strict=True):
+                if run.diverged:
+                    continue
+                run.step, run.seconds, run.diverged = step, run.seconds + share, not finite
+                if at_point and not last and not run.diverged:
+                    run.look()
+            if last or all(run.diverged for run in runs):
+                return
+            started = time.perf_counter()
+
+
+def _batches(runs: Sequence["Run"]) -> Iterator[Batch]:
+    """The batches that are left of some runs that have come equally far; of several, those of all in one."""
+    first = runs[0]
+    training, columns = first.config.training, first.columns
+    first_epoch, skip = divmod(first.step, first.steps_per_epoch)
+    for epoch in range(first_epoch, training.epochs):
+        orders = [generator(run.seed, "order", epoch) for run in runs]
+        yield from columns.shuffled("train", training.batch_size, orders[0] if len(runs) == 1 else orders, skip)
+        skip = 0
 
 
 class Run:
     """The state of one run between its steps."""
 
     def __init__(self, config: Config, columns: Columns, seed: int, out: Path, device: torch.device):
-        self.config, self.seed, self.out, self.device = config, seed, out, device
+        self.config, self.columns, self.seed, self.out, self.device = config, columns, seed, out, device
         schema = columns.schema
         # drawn on the CPU, so that a seed means the same weights on every device
         self.model = build(config.model, len(schema.dense), schema.table_rows, generator(seed, "weights")).to(device)
-        # resident on a GPU if they fit beside the model; on the CPU they stay mapped
-        fits = device.type != "cpu" and columns.nbytes + memory_needed(config, schema) < free_memory(device)
-        self.columns = columns.to(device) if fits else columns
         self.optimizers = make_optimizers(self.model, config.training)
         self.steps_per_epoch = -(-schema.rows["train"] // config.training.batch_size)
         self.steps = min(self.steps_per_epoch * config.training.epochs, config.training.max_steps or sys.maxsize)
         self.step = 0
         self.seconds = 0.0
+        self.diverged = False
         self.curve: list[dict[str, float]] = []
         self.spectra: list[dict[str, Any]] = []
         self._measure_spectra()
         out.mkdir(parents=True, exist_ok=True)
 
-    def finish(self, bar: Any) -> record.Record:
-        """Take the steps that are left, measure, and write the record."""
-        bar.reset(self.steps)
-        bar.update(self.step)
-        status: Literal["finished", "diverged"] = "finished" if self._take_steps(bar) else "diverged"
+    def look(self) -> None:
+        """A point of the validation curve, and a checkpoint to go on from."""
+        result = evaluation.measure(self.model, self.columns, "validation")
+        if result is None:
+            self.diverged = True
+            return
+        self.curve.append({"step": self.step, **result._asdict()})
+        self._measure_spectra()
+        memory = [optimizer.memory for optimizer in self.optimizers]
+        self._save(self.model, {"served": False, "step": self.step, "memory": memory, "seconds": self.seconds,
+                                "curve": self.curve, "spectra": self.spectra})  # fmt: skip
+
+    def finish(self) -> record.Record:
+        """Measure what the steps have come to, and write the record."""
+        status: Literal["finished", "diverged"] = "diverged" if self.diverged else "finished"
         measured = None
         model = served(self.model, self.config.model)
         by_frequency = []
@@ -134,7 +211,7 @@ class Run:
                 by_frequency = evaluation.by_frequency(model, self.columns)
         if status == "finished":
             self._measure_spectra()
-        self._save({"model": model.state_dict(), "served": True})
+        self._save(model, {"served": True})
         epochs, steps = divmod(self.step, self.steps_per_epoch)
         rows = epochs * self.columns.schema.rows["train"] + steps * self.config.training.batch_size
         run = record.Record(
@@ -160,47 +237,13 @@ class Run:
         run.write(self.out)
         return run
 
-    def _take_steps(self, bar: Any) -> bool:
-        """All steps that are left; False as soon as the loss is seen not to be finite."""
-        training = self.config.training
-        started = time.perf_counter()
-        for batch in self._batches():
-            loss = train_step(self.model, self.optimizers, batch.to(self.device))
-            self.step += 1
-            bar.update()
-            if self.step % STEPS_PER_LOOK == 0 and not loss.isfinite():
-                return False
-            if self.step == self.steps:
-                break
-            if self.step % training.evaluate_every == 0:
-                wait(self.device)
-                self.seconds += time.perf_counter() - started
-                result = evaluation.measure(self.model, self.columns, "validation")
-                if result is None:
-                    return False
-                self.curve.append({"step": self.step, **result._asdict()})
-                self._measure_spectra()
-                memory = [optimizer.memory for optimizer in self.optimizers]
-                self._save({"model": self.model.state_dict(), "served": False, "step": self.step, "memory": memory,
-                            "seconds": self.seconds, "curve": self.curve, "spectra": self.spectra})  # fmt: skip
-                started = time.perf_counter()
-        wait(self.device)
-        self.seconds += time.perf_counter() - started
-        return True
-
     def _measure_spectra(self) -> None:
         if "spectra" in self.config.training.also_measure:
             found = [values.tolist() for values in spectrum.singular_values(self.model.tables)]
             self.spectra.append({"step": self.step, "singular_values": found})
 
-    def _batches(self) -> Iterator[Batch]:
-        first_epoch, skip = divmod(self.step, self.steps_per_epoch)
-        for epoch in range(first_epoch, self.config.training.epochs):
-            order = generator(self.seed, "order", epoch)
-            yield from self.columns.shuffled("train", self.config.training.batch_size, order, skip)
-            skip = 0
-
-    def _save(self, state: dict[str, Any]) -> None:
+    def _save(self, model: DLRM, state: dict[str, Any]) -> None:
+        state["model"] = {key: _whole(value) for key, value in model.state_dict().items()}
         state |= {"config": record.as_json(self.config), "seed": self.seed, "columns": self.columns.schema.as_dict()}
         with replacing(self.out / checkpoint.FILE) as partial:
             torch.save(state, partial)
@@ -237,6 +280,11 @@ def generator(seed: int, purpose: str, epoch: int = 0) -> torch.Generator:
     """A stream of random numbers of its own for each purpose (weights, order) and epoch of a run."""
     entropy = (seed, ("weights", "order").index(purpose), epoch)
     return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor that is all of its memory: of a part, such as one seed's of several, a file would hold the whole."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _size(module: nn.Module) -> int:
