@@ -26,6 +26,7 @@ from dlrm_mlet.embedding import MLETTables, SingleLayerTables, Tables
 from dlrm_mlet.model import DLRM, build
 from dlrm_mlet.optimizer import SGD
 from dlrm_mlet.synthetic import draw_ranks
+from dlrm_mlet.together import Together
 from dlrm_mlet.training import train_step
 
 POINTS: dict[int, tuple[int | None, ...]] = {
@@ -44,7 +45,12 @@ FEED_ROWS = 1 << 18
 STEPS, WARM_UP_STEPS = 20, 5
 """Steps of one turn, and the untimed ones before them, which fill the caches that the turn before has emptied."""
 
+SEEDS, TOGETHER = 5, (64, 16)
+"""How many seeds are timed in one pass, and at which (k, d)."""
+
 Step = Callable[[Batch], object]
+Name = tuple[str, int | None]
+"""Whose step it is, and its inner dimension."""
 
 
 class TextbookTables(Tables):
@@ -116,6 +122,7 @@ def benchmark(device: torch.device, cores: int, max_rows: int, rounds: int) -> d
         for embedding_dim, inner_dims in POINTS.items():
             points += _points_of_one_width(columns, device, cores, rounds, embedding_dim, inner_dims)
             bar.update(len(inner_dims))
+    together = _seeds_together(columns, device, cores, rounds)
     return {
         "device": describe(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__.partition("+")[0]},
@@ -125,6 +132,7 @@ def benchmark(device: torch.device, cores: int, max_rows: int, rounds: int) -> d
         "batch_size": BATCH_SIZE,
         "rounds": rounds,
         "steps_per_round": STEPS,
+        "seeds_together": together,
         "points": sorted(points, key=lambda point: (point["inner_dim"] is not None, point["embedding_dim"])),
     }
 
@@ -138,7 +146,7 @@ def _points_of_one_width(
     inner_dims: tuple[int | None, ...],
 ) -> list[dict[str, Any]]:
     schema = columns.schema
-    contenders: dict[tuple[str, int | None], Step] = {}
+    contenders: dict[Name, Step] = {}
     for inner_dim in inner_dims:
         config = ModelConfig(embedding_dim, BOTTOM_MLP, TOP_MLP, inner_dim)
         ours = build(config, len(schema.dense), schema.table_rows, None).to(device)
@@ -146,18 +154,51 @@ def _points_of_one_width(
         contenders["textbook", inner_dim] = _textbook(_with_tables(ours, TextbookTables(ours)))
     floor = _with_tables(ours, NoTables(schema.table_rows, embedding_dim).to(device))
     contenders["floor", None] = _ours(floor, (*floor.bottom_mlp.parameters(), *floor.top_mlp.parameters()))
-    feeds = {name: _feed(columns) for name in contenders}
-    times: dict[tuple[str, int | None], list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, step in contenders.items():
-            plain = name[0] == "textbook"
-            torch.set_num_threads(cores)
-            with nullcontext() if plain else threads(cores):
-                _milliseconds(step, feeds[name], WARM_UP_STEPS, device)
-                times[name].append(_milliseconds(step, feeds[name], STEPS, device))
+    times = _in_turns(contenders, {name: _feed(columns) for name in contenders}, device, cores, rounds)
     single, base = times.get(("ours", None)), times["floor", None]
     return [_point(inner_dim, embedding_dim, times["textbook", inner_dim], times["ours", inner_dim], base, single)
             for inner_dim in inner_dims]  # fmt: skip
+
+
+def _seeds_together(columns: Columns, device: torch.device, cores: int, rounds: int) -> dict[str, Any]:
+    """How long a step of several seeds in one pass takes, beside one of a seed alone."""
+    schema, (inner_dim, embedding_dim) = columns.schema, TOGETHER
+    config = ModelConfig(embedding_dim, BOTTOM_MLP, TOP_MLP, inner_dim)
+    alone = build(config, len(schema.dense), schema.table_rows, None).to(device)
+    together = Together([copy.deepcopy(alone) for _ in range(SEEDS)])
+    one, all_seeds = ("alone", inner_dim), ("together", inner_dim)
+    contenders: dict[Name, Step] = {
+        one: _ours(alone, alone.parameters()),
+        all_seeds: _ours(together, together.parameters()),
+    }
+    feeds: dict[Name, Iterator[Batch]] = {one: _feed(columns), all_seeds: _feed(columns, SEEDS)}
+    times = _in_turns(contenders, feeds, device, cores, rounds)
+    return {
+        "seeds": SEEDS,
+        "inner_dim": inner_dim,
+        "embedding_dim": embedding_dim,
+        "alone_ms": round(statistics.median(times[one]), 4),
+        "together_ms": round(statistics.median(times[all_seeds]), 4),
+        "together_over_alone": _median_ratio(times[all_seeds], times[one]),
+    }
+
+
+def _in_turns(
+    contenders: Mapping[Name, Step],
+    feeds: Mapping[Name, Iterator[Batch]],
+    device: torch.device,
+    cores: int,
+    rounds: int,
+) -> dict[Name, list[float]]:
+    """Milliseconds a step of each contender, one for each round."""
+    times: dict[Name, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, step in contenders.items():
+            torch.set_num_threads(cores)
+            with nullcontext() if name[0] == "textbook" else threads(cores):
+                _milliseconds(step, feeds[name], WARM_UP_STEPS, device)
+                times[name].append(_milliseconds(step, feeds[name], STEPS, device))
+    return times
 
 
 def _with_tables(model: DLRM, tables: Tables) -> DLRM:
@@ -209,9 +250,10 @@ def _milliseconds(step: Step, feed: Iterator[Batch], steps: int, device: torch.d
     return (time.perf_counter() - begin) / steps * 1000
 
 
-def _feed(columns: Columns) -> Iterator[Batch]:
+def _feed(columns: Columns, seeds: int = 1) -> Iterator[Batch]:
     for epoch in itertools.count():
-        yield from columns.shuffled("train", BATCH_SIZE, torch.Generator().manual_seed(epoch))
+        orders = [torch.Generator().manual_seed(epoch + seed) for seed in range(seeds)]
+        yield from columns.shuffled("train", BATCH_SIZE, orders[0] if seeds == 1 else orders)
 
 
 def feed_columns(table_rows: tuple[int, ...]) -> Columns:
@@ -258,4 +300,11 @@ def markdown(result: Mapping[str, Any]) -> str:
         times = " | ".join(f"{point[f'{name}_ms']:.2f}" for name in ("textbook", "ours", "floor"))
         ratios = (point["textbook_over_ours"], point["ours_over_floor"], point.get("ours_over_single_layer", 1.0))
         lines.append(f"| {model} | {point['embedding_dim']} | {times} | {' | '.join(f'{r:.2f}' for r in ratios)} |")
+    together = result["seeds_together"]
+    lines += [
+        "",
+        f"{together['seeds']} seeds in one pass, MLET k={together['inner_dim']}, d={together['embedding_dim']}: "
+        f"{together['together_ms']:.2f} ms a step of all, {together['together_over_alone']:.2f} times the "
+        f"{together['alone_ms']:.2f} ms of one alone.",
+    ]
     return "\n".join(lines)
