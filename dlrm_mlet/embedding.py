@@ -42,7 +42,8 @@ class _Stacked(Tables):
         self.weight = nn.Parameter(weight)
         first_rows = [0, *accumulate(self.table_rows)][:-1]
         # (F, 1): the row of `weight` where each feature's table begins
-        self.register_buffer("offsets", torch.tensor(first_rows, dtype=torch.int64).unsqueeze(1), persistent=False)
+        offsets = torch.tensor(first_rows, dtype=torch.int64).unsqueeze(1)
+        self.register_buffer("offsets", offsets.to(weight.device), persistent=False)
 
     def rows(self, ids: Tensor) -> Tensor:
         """(B, F) ids -> (F, B, width): each feature's rows, together. Their gradient is sparse, and not coalesced."""

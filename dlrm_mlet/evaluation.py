@@ -49,11 +49,11 @@ def by_frequency(model: DLRM, columns: Columns) -> list[dict[str, Any]]:
 
 
 def rarest_count(columns: Columns) -> Tensor:
-    """(validation rows,): how often a row's rarest id occurs among the training rows."""
+    """(validation rows,): how often a row's rarest id occurs among the training rows; on the CPU."""
     start, stop = columns.range("validation")
     first, last = columns.range("train")
     counts = [
         torch.bincount(columns.sparse[first:last, f], minlength=n)[columns.sparse[start:stop, f]]
         for f, n in enumerate(columns.schema.table_rows)
     ]
-    return torch.stack(counts).amin(dim=0)
+    return torch.stack(counts).amin(dim=0).cpu()

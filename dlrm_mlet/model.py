@@ -69,7 +69,7 @@ class DLRM(nn.Module):
         super().__init__()
         self.bottom_mlp = bottom_mlp
         self.tables: Tables = tables
-        self.interaction = DotInteraction(len(tables.table_rows))
+        self.interaction = DotInteraction(len(tables.table_rows)).to(next(bottom_mlp.parameters()).device)
         self.top_mlp = top_mlp
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:

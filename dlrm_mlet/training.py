@@ -191,7 +191,7 @@ class Run:
             return
         self.curve.append({"step": self.step, **result._asdict()})
         self._measure_spectra()
-        memory = [optimizer.memory for optimizer in self.optimizers]
+        memory = [[part if part is None else part.cpu() for part in each.memory] for each in self.optimizers]
         self._save(self.model, {"served": False, "step": self.step, "memory": memory, "seconds": self.seconds,
                                 "curve": self.curve, "spectra": self.spectra})  # fmt: skip
 
@@ -283,7 +283,8 @@ def generator(seed: int, purpose: str, epoch: int = 0) -> torch.Generator:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """A tensor that is all of its memory: of a part, such as one seed's of several, a file would hold the whole."""
+    """On the CPU, and all of its memory: of a part, such as one seed's of several, a file would hold the whole."""
+    tensor = tensor.cpu()  # so that the file can be read where there is no such device
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 

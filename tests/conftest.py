@@ -1,16 +1,20 @@
 """Small data sets that several modules' tests share."""
 
+import contextlib
 import csv
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dlrm_mlet.columns import Columns, load
 from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
 from dlrm_mlet.datasets import Dataset
 from dlrm_mlet.preprocess import preprocess
 from dlrm_mlet.training import train
+from tests import pretend_gpu
 
 CLICKS = Dataset(
     name="clicks",
@@ -66,3 +70,18 @@ def small_mlet() -> Config:
     """A run of 38 steps."""
     model = ModelConfig(embedding_dim=4, inner_dim=16, bottom_mlp=(16,), top_mlp=(32, 16))
     return Config("clicks", model, TrainingConfig(batch_size=64, evaluate_every=10))
+
+
+GPUS = [
+    pytest.param(
+        "cuda", marks=(pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))
+    ),
+    pretend_gpu.NAME,
+]
+
+
+@pytest.fixture(params=["cpu", *GPUS])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The CPU, a GPU, and everywhere what stands in for one; a test may leave the CPU out."""
+    with pretend_gpu.PretendGPU() if request.param == pretend_gpu.NAME else contextlib.nullcontext():
+        yield torch.device(request.param)

@@ -10,11 +10,11 @@ from dlrm_mlet.__main__ import main
 
 
 @pytest.fixture
-def result(monkeypatch):
+def result(monkeypatch, device):
     monkeypatch.setattr(benchmark, "POINTS", {4: (None, 8)})
     monkeypatch.setattr(benchmark, "STEPS", 2)
     monkeypatch.setattr(benchmark, "FEED_ROWS", 1 << 10)
-    return benchmark.benchmark(torch.device("cpu"), cores=1, max_rows=100, rounds=3)
+    return benchmark.benchmark(device, cores=1, max_rows=100, rounds=3)
 
 
 def test_every_point_has_its_times_and_ratios(result):

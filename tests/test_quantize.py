@@ -49,10 +49,11 @@ def test_a_row_that_has_no_scale_is_named(number):
     assert type(model[0]) is nn.Embedding
 
 
-def test_dlrms_tables_take_d_plus_2_bytes_a_row():
+def test_dlrms_tables_take_d_plus_2_bytes_a_row(device):
     config = ModelConfig(8, (4,), (4,))
-    model = build(config, 2, (7, 500), torch.Generator().manual_seed(0))
+    model = build(config, 2, (7, 500), torch.Generator().manual_seed(0)).to(device)
     dense, ids = torch.randn(64, 2), torch.stack([torch.randint(7, (64,)), torch.randint(500, (64,))], 1).int()
+    dense, ids = dense.to(device), ids.to(device)
     vectors, logits = model.tables(ids), model(dense, ids)
     quantize(model, **QUIET)
     assert isinstance(model.tables, Int8Tables)

@@ -1,12 +1,11 @@
 """Seeds that train together give what each gives alone, up to rounding, whatever happens to one of them."""
 
-import contextlib
 import dataclasses
 
 import pytest
 import torch
 
-from dlrm_mlet import config, sweep, training
+from dlrm_mlet import config, sweep
 from dlrm_mlet.columns import Batch
 from dlrm_mlet.config import ModelConfig
 from dlrm_mlet.device import workers
@@ -15,7 +14,7 @@ from dlrm_mlet.optimizer import SGD
 from dlrm_mlet.together import Together
 from dlrm_mlet.training import Run, generator, memory_needed, train, train_step, train_together
 from tests.test_sweep import GRID
-from tests.test_training import DEVICES, assert_same_bits, outcome
+from tests.test_training import assert_close, assert_same_bits, stopped_at
 
 SEEDS = (0, 1, 7)
 
@@ -24,24 +23,12 @@ def outs(directory, seeds=SEEDS):
     return {seed: directory / str(seed) for seed in seeds}
 
 
-def assert_close(one, other):
-    (record, model), (record_2, model_2) = outcome(one), outcome(other)
-    curves = [[list(point.values()) for point in found.pop("curve")] for found in (record, record_2)]
-    metrics = [[list(split.values()) for split in found.pop("metrics").values()] for found in (record, record_2)]
-    assert record == record_2
-    for found, found_2 in (curves, metrics):
-        torch.testing.assert_close(torch.tensor(found), torch.tensor(found_2), rtol=0, atol=2e-4)
-    for key, value in model.items():
-        torch.testing.assert_close(model_2[key], value, rtol=0, atol=1e-5)
-
-
 @pytest.fixture
 def small_mlet(small_mlet):
     """With small steps: at large ones rounding is enough to send two runs apart."""
     return dataclasses.replace(small_mlet, training=dataclasses.replace(small_mlet.training, learning_rate=0.02))
 
 
-@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("inner_dim", [None, 16, (16, 8)])
 def test_a_step_together_is_a_step_of_each(clicks, inner_dim, device):
     shape = ModelConfig(4, (16,), (32,), inner_dim)
@@ -68,7 +55,6 @@ def test_a_step_together_is_a_step_of_each(clicks, inner_dim, device):
         torch.testing.assert_close(mine.collapse()(dense, ids), its.collapse()(dense, ids))
 
 
-@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize(("inner_dim", "frozen"), [(None, False), (16, False), (16, True), ((16, 8), False)])
 def test_seeds_together_give_what_each_gives_alone(clicks, small_mlet, tmp_path, inner_dim, frozen, device):
     run = dataclasses.replace(
@@ -84,20 +70,6 @@ def test_seeds_together_give_what_each_gives_alone(clicks, small_mlet, tmp_path,
         # a file of one seed, not of all
         sizes = [path.joinpath("checkpoint.pt").stat().st_size for path in (out, tmp_path / "alone" / str(seed))]
         assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
-
-
-@contextlib.contextmanager
-def stopped_at(step, monkeypatch):
-    left = iter(range(step))
-
-    def stopping_step(*arguments):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return train_step(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "train_step", stopping_step)
-        yield
 
 
 def test_seeds_that_were_stopped_together_go_on_to_the_same_bits(clicks, small_mlet, tmp_path, monkeypatch):

@@ -1,30 +1,30 @@
 """One run: the fused step against the textbook's, its seeds, its end, and how it goes on after a stop."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten
 
 from dlrm_mlet import evaluation, training
 from dlrm_mlet.benchmark import TextbookTables, textbook_step
-from dlrm_mlet.columns import Batch
+from dlrm_mlet.columns import Batch, Columns
 from dlrm_mlet.config import Config, ModelConfig
 from dlrm_mlet.device import DeviceError, threads
 from dlrm_mlet.model import build
 from dlrm_mlet.optimizer import SGD
-from dlrm_mlet.training import TrainingError, train, train_step
+from dlrm_mlet.training import TrainingError, train, train_step, train_together
+from tests import pretend_gpu
+from tests.conftest import GPUS
+from tests.pretend_gpu import PretendGPU
 
 TABLE_ROWS = (6, 30, 500)
 DENSE_WIDTH = 5
 
 
-NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))
-DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=NEEDS_GPU)]
-
-
-@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("inner_dim", [None, 16, (16, 8)])
 def test_the_fused_step_is_the_textbooks_over_100_steps(inner_dim, device):
     config = ModelConfig(4, (16,), (32,), inner_dim)
@@ -96,6 +96,16 @@ def assert_same_bits(one: Path, other: Path) -> None:
     assert all(torch.equal(model[key], model_2[key]) for key in model)
 
 
+def assert_close(one: Path, other: Path) -> None:
+    (record, model), (record_2, model_2) = outcome(one), outcome(other)
+    (values, shape), (values_2, shape_2) = tree_flatten(record), tree_flatten(record_2)
+    assert shape == shape_2
+    for value, value_2 in zip(values, values_2, strict=True):
+        assert value == value_2 or (isinstance(value, float) and value == pytest.approx(value_2, abs=2e-4))
+    for key, value in model.items():
+        torch.testing.assert_close(model_2[key], value, rtol=0, atol=1e-5)
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_other_ones(clicks, small_mlet, tmp_path):
     for name, seed in (("one", 5), ("two", 5), ("other", 6)):
         train(small_mlet, clicks, seed, tmp_path / name)
@@ -103,26 +113,88 @@ def test_the_same_seed_gives_the_same_bits_and_another_other_ones(clicks, small_
     assert outcome(tmp_path / "one")[0]["metrics"] != outcome(tmp_path / "other")[0]["metrics"]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
-def test_a_stopped_run_goes_on_to_the_same_bits(clicks, small_mlet, tmp_path, monkeypatch, optimizer):
-    schedule = dataclasses.replace(small_mlet.training, epochs=2, optimizer=optimizer, also_measure=("spectra",))
-    config = dataclasses.replace(small_mlet, training=schedule)
-    train(config, clicks, 0, tmp_path / "whole")
-    steps = 0
+@contextlib.contextmanager
+def stopped_at(step, monkeypatch):
+    left = iter(range(step))
 
     def stopping_step(*arguments):
-        nonlocal steps
-        steps += 1
-        if steps == 57:  # in the second epoch
+        if next(left, None) is None:
             raise KeyboardInterrupt
         return train_step(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "train_step", stopping_step)
+        yield
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_a_stopped_run_goes_on_to_the_same_bits(clicks, small_mlet, tmp_path, monkeypatch, optimizer):
+    schedule = dataclasses.replace(small_mlet.training, epochs=2, optimizer=optimizer, also_measure=("spectra",))
+    config = dataclasses.replace(small_mlet, training=schedule)
+    train(config, clicks, 0, tmp_path / "whole")
+    with stopped_at(57, monkeypatch):  # in the second epoch
         train(config, clicks, 0, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "record.json").exists()
     train(config, clicks, 0, tmp_path / "stopped", resume=True)
     assert_same_bits(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize(
+    ("model", "schedule"),
+    [
+        ({"inner_dim": None}, {}),
+        ({"inner_dim": (16, 8)}, {"freeze_projections": True}),
+        ({}, {"also_measure": ("spectra", "frequency"), "optimizer": "adagrad"}),
+        ({"start_as": ()}, {"table_learning_rate": 0.1}),
+        ({"served_as": "int8"}, {}),
+        ({"inner_dim": None, "served_rank": 2}, {}),
+        *(({"inner_dim": None, "tables": rival}, {}) for rival in ("hashed", "quotient-remainder", "mixed-dimension")),
+    ],
+    ids=lambda changes: ",".join(f"{key}={value}" for key, value in changes.items()),
+)
+@pytest.mark.parametrize("device", GPUS, indirect=True)
+def test_a_run_on_a_gpu_is_that_on_the_cpu_up_to_rounding(
+    clicks, small_mlet, tmp_path, monkeypatch, model, schedule, device
+):
+    config = dataclasses.replace(
+        small_mlet,
+        model=dataclasses.replace(small_mlet.model, **model),
+        training=dataclasses.replace(small_mlet.training, learning_rate=0.02, **schedule),
+    )
+    train(config, clicks, 0, tmp_path / "cpu")
+    with stopped_at(27, monkeypatch):
+        train(config, clicks, 0, tmp_path / "gpu", device=device)
+    train(config, clicks, 0, tmp_path / "gpu", device=device, resume=True)
+    assert_close(tmp_path / "cpu", tmp_path / "gpu")
+    saved = torch.load(tmp_path / "gpu" / "checkpoint.pt", weights_only=True)  # where there is no GPU too
+    assert {value.device.type for value in saved["model"].values()} == {"cpu"}
+
+
+def test_columns_that_do_not_fit_a_gpu_are_read_from_the_disk(clicks, small_mlet, tmp_path, monkeypatch):
+    train(small_mlet, clicks, 0, tmp_path / "cpu")
+    needed = training.memory_needed(small_mlet, clicks.schema)
+    monkeypatch.setattr(training, "free_memory", lambda device: needed + clicks.nbytes)
+    monkeypatch.setattr(Columns, "to", None)
+    with PretendGPU():
+        train(small_mlet, clicks, 0, tmp_path / "gpu", device=torch.device(pretend_gpu.NAME))
+    assert_same_bits(tmp_path / "cpu", tmp_path / "gpu")
+
+
+@pytest.mark.parametrize("inner_dim", [None, 16])
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 7)])
+def test_between_two_looks_no_step_waits_for_a_gpu(clicks, small_mlet, tmp_path, inner_dim, seeds):
+    waits = []
+    for steps in (10, 30):
+        config = dataclasses.replace(
+            small_mlet,
+            model=dataclasses.replace(small_mlet.model, inner_dim=inner_dim),
+            training=dataclasses.replace(small_mlet.training, evaluate_every=1000, max_steps=steps),
+        )
+        outs = {seed: tmp_path / f"{steps},{seed}" for seed in seeds}
+        with PretendGPU() as gpu:
+            train_together(config, clicks, outs, device=torch.device(pretend_gpu.NAME))
+        waits.append(gpu.waits)
+    assert waits[0] == waits[1] > 0
 
 
 def test_what_else_is_measured_is_in_the_record(clicks, small_mlet, tmp_path):
