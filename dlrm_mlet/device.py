@@ -29,15 +29,15 @@ def find(name: str | None) -> torch.device:
 
 
 def workers(jobs: int | None) -> list[torch.device]:
-    """The device of each of `jobs` worker processes: GPUs in turn where there are any, else the CPU.
+    """The device of each of `jobs` worker processes: GPUs where there are any, else the CPU.
 
-    By default one a GPU, or one a core of the CPU. Raises DeviceError below 1.
+    By default one a GPU, or one a core of the CPU. Raises DeviceError below 1, and above one a GPU.
     """
     gpus = torch.cuda.device_count()
     count = (gpus or os.cpu_count() or 1) if jobs is None else jobs
-    if count < 1:
-        raise DeviceError(f"--jobs {count}: expected at least 1")
-    return [torch.device("cuda", i % gpus) if gpus else torch.device("cpu") for i in range(count)]
+    if count < 1 or count > gpus > 0:
+        raise DeviceError(f"--jobs {count}: expected at least 1" + (f" and at most {gpus}, one a GPU" if gpus else ""))
+    return [torch.device("cuda", i) if gpus else torch.device("cpu") for i in range(count)]
 
 
 def describe(device: torch.device) -> str:
@@ -55,7 +55,8 @@ def describe(device: torch.device) -> str:
 def free_memory(device: torch.device) -> int:
     """Bytes that new arrays on the device can take now, without swapping."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError):  # only Linux has the files; the second one in a container or a job of Slurm's
         for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():

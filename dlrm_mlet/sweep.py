@@ -85,7 +85,8 @@ class Job:
 
 def _jobs(missing: list[PlannedRun], schema: Schema, devices: list[torch.device]) -> Iterator[Job]:
     """A job for each run; on GPUs one for all the seeds of a point, where their memory allows it."""
-    free = 0 if devices[0].type == "cpu" else min(map(free_memory, {*devices}))
+    # of a GPU's memory the worker's torch needs some too
+    free = 0 if devices[0].type == "cpu" else 0.9 * min(map(free_memory, devices))
     for point, same in itertools.groupby(missing, key=lambda run: run.point):
         seeds = {run.seed: run.directory for run in same}
         together = memory_needed(point.config, schema, len(seeds))

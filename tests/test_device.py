@@ -1,5 +1,6 @@
-"""Matrix products keep float32's precision, whichever library multiplies, and the settings are handed back."""
+"""Which devices work and what is free on them; products keep float32's precision; settings are handed back."""
 
+import pytest
 import torch
 
 from dlrm_mlet import device
@@ -24,3 +25,24 @@ def test_settings_are_handed_back():
     with device.threads(1):
         assert torch.get_num_threads() == 1
     assert (torch.get_num_threads(), torch.backends.mkldnn.matmul.fp32_precision) == before
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "found"), [(0, 3, ["cpu"] * 3), (2, None, ["cuda:0", "cuda:1"]), (2, 1, ["cuda:0"])]
+)
+def test_a_worker_has_a_gpu_of_its_own_where_there_are_any(gpus, jobs, found, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert list(map(str, device.workers(jobs))) == found
+
+
+@pytest.mark.parametrize(("gpus", "jobs", "expected"), [(0, 0, "at least 1$"), (2, 3, "at most 2, one a GPU$")])
+def test_workers_that_cannot_be_are_refused(gpus, jobs, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(device.DeviceError, match=f"--jobs {jobs}: expected .*{expected}"):
+        device.workers(jobs)
+
+
+def test_what_torch_keeps_of_a_run_before_is_free(monkeypatch):
+    for name, found in (("mem_get_info", (10, 80)), ("memory_reserved", 65), ("memory_allocated", 5)):
+        monkeypatch.setattr(torch.cuda, name, lambda _, found=found: found)
+    assert device.free_memory(torch.device("cuda")) == 70

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from dlrm_mlet import config, device
+from dlrm_mlet import config
 from dlrm_mlet.config import Experiment
 from dlrm_mlet.device import DeviceError
 from dlrm_mlet.record import RecordError
@@ -20,6 +21,7 @@ from dlrm_mlet.sweep import plan, sweep
 from dlrm_mlet.training import memory_needed, train
 from tests.test_training import assert_same_bits
 
+CPU = [torch.device("cpu")]
 GRID = """
 dataset = "clicks"
 seeds = [0, 1]
@@ -51,7 +53,7 @@ def times(out: Path) -> dict[Path, int]:
 
 def test_a_sweep_makes_what_is_missing_with_the_bits_of_a_run_alone(experiment, clicks, clicks_directory, tmp_path):
     out = tmp_path / "out"
-    runs = sweep(experiment, clicks_directory, out, device.workers(2))
+    runs = sweep(experiment, clicks_directory, out, 2 * CPU)
     assert [(run.point.label, run.seed) for run, _ in runs] == [
         (label, seed)
         for label in ("single/embedding_dim=2", "mlet/inner_dim=8,embedding_dim=2", "mlet/inner_dim=8,embedding_dim=4")
@@ -63,7 +65,7 @@ def test_a_sweep_makes_what_is_missing_with_the_bits_of_a_run_alone(experiment, 
 
     before = times(out)
     (alone.directory / "record.json").unlink()
-    sweep(experiment, clicks_directory, out, device.workers(2))
+    sweep(experiment, clicks_directory, out, 2 * CPU)
     after = times(out)
     assert {path for path in after if after[path] != before[path]} == {alone.directory / "record.json"}
     assert_same_bits(alone.directory, tmp_path / "alone")
@@ -80,15 +82,15 @@ def test_a_record_of_another_config_or_data_set_stops_the_sweep(experiment, clic
     with pytest.raises(
         RecordError, match=r"record\.json is of another run \(training.learning_rate was 0.1 and is now 0.2"
     ):
-        sweep(experiment, clicks_directory, out, device.workers(1))
+        sweep(experiment, clicks_directory, out, CPU)
     table["config"]["training"]["learning_rate"] = 0.2
     table["provenance"]["columns"] = "0" * 12
     path.write_text(json.dumps(table))
     with pytest.raises(RecordError, match="columns was 000000000000"):
-        sweep(experiment, clicks_directory, out, device.workers(1))
+        sweep(experiment, clicks_directory, out, CPU)
     path.write_text("{")
     with pytest.raises(RecordError, match=r"record\.json: not a record"):
-        sweep(experiment, clicks_directory, out, device.workers(1))
+        sweep(experiment, clicks_directory, out, CPU)
 
 
 def test_a_stopped_sweep_keeps_what_is_finished_and_goes_on(clicks_directory, tmp_path):
@@ -97,7 +99,8 @@ def test_a_stopped_sweep_keeps_what_is_finished_and_goes_on(clicks_directory, tm
     out = tmp_path / "out"
     command = [sys.executable, "-m", "dlrm_mlet", "sweep", str(path), "--data", str(clicks_directory), "--jobs", "1",
                "--out", str(out)]  # fmt: skip
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, env=environment)
     deadline = time.monotonic() + 60
     while not times(out) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -109,7 +112,7 @@ def test_a_stopped_sweep_keeps_what_is_finished_and_goes_on(clicks_directory, tm
     finished = times(out)
     assert 1 <= len(finished) < 6
     assert not (tmp_path / "out.csv").exists()
-    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    again = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     assert "6 runs, 0 diverged" in again.stdout
     assert again.stderr == ""  # no bars where nobody looks
     assert finished.items() <= times(out).items()
@@ -119,7 +122,7 @@ def test_a_point_that_cannot_fit_is_refused_before_any_run_starts(clicks_directo
     path = tmp_path / "grid.toml"
     path.write_text(GRID.replace("inner_dim = [8]", "inner_dim = [8, 1000000000000]"))
     with pytest.raises(DeviceError, match=r"inner_dim = 10+, embedding_dim = . needs [\d.]+ GiB"):
-        sweep(config.load(path), clicks_directory, tmp_path / "out", device.workers(1))
+        sweep(config.load(path), clicks_directory, tmp_path / "out", CPU)
     assert not (tmp_path / "out").exists()
 
 
@@ -158,5 +161,5 @@ def test_only_runs_that_fit_together_go_at_once(
     monkeypatch.setattr("dlrm_mlet.sweep.free_memory", lambda _: int(fitting * biggest))
     monkeypatch.setattr("dlrm_mlet.sweep.ProcessPoolExecutor", Recorder)
     monkeypatch.setattr("dlrm_mlet.sweep.wait", lambda *_, **__: Recorder.latest.wait())
-    sweep(experiment, clicks_directory, tmp_path / "out", device.workers(3))
+    sweep(experiment, clicks_directory, tmp_path / "out", 3 * CPU)
     assert Recorder.latest.most == together

@@ -124,9 +124,9 @@ def test_a_sweep_on_a_gpu_trains_the_seeds_of_a_point_together_where_they_fit(
     small, _, big = (memory_needed(point.config, clicks.schema, 3) for point in experiment.points)
     arguments = (experiment, clicks, tmp_path)
     alone = [(0,), (1,), (7,)]
-    assert jobs(*arguments, "cuda", monkeypatch, big) == [(1, 7), SEEDS, SEEDS]
-    assert jobs(*arguments, "cuda", monkeypatch, small) == [(1, 7), *alone, *alone]
-    assert jobs(*arguments, "cpu", monkeypatch, big) == [*alone[1:], *alone, *alone]
+    assert jobs(*arguments, "cuda", monkeypatch, 1.2 * big) == [(1, 7), SEEDS, SEEDS]
+    assert jobs(*arguments, "cuda", monkeypatch, 1.2 * small) == [(1, 7), *alone, *alone]
+    assert jobs(*arguments, "cpu", monkeypatch, 1.2 * big) == [*alone[1:], *alone, *alone]
 
 
 def test_only_runs_that_keep_nothing_a_seed_train_together(experiment, clicks, tmp_path, monkeypatch):

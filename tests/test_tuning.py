@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from dlrm_mlet import config, device
+from dlrm_mlet import config
 from dlrm_mlet.config import ConfigError
 from dlrm_mlet.tuning import Search, score, tune
-from tests.test_sweep import times
+from tests.test_sweep import CPU, times
 
 TUNED = """
 dataset = "clicks"
@@ -64,12 +64,12 @@ def test_a_search_that_ends_early_spends_its_trials_around_the_next_best(experim
 
 
 def test_points_are_tuned_on_validation_alone_and_a_second_call_makes_no_run(experiment, clicks_directory, tmp_path):
-    tuned, trials = tune(experiment, clicks_directory, tmp_path / "trials", device.workers(2))
+    tuned, trials = tune(experiment, clicks_directory, tmp_path / "trials", 2 * CPU)
     before = times(tmp_path / "trials")
     assert len(before) == len(trials) >= 2 * 2 * experiment.tuning.trials
     assert any(record.metrics for _, record in trials)
     assert all(set(record.metrics) == {"validation"} for _, record in trials if record.metrics)
-    again, _ = tune(experiment, clicks_directory, tmp_path / "trials", device.workers(2))
+    again, _ = tune(experiment, clicks_directory, tmp_path / "trials", 2 * CPU)
     assert (tuned.points, tuned.tuning) == (again.points, None)
     assert times(tmp_path / "trials") == before
     for point in tuned.points:
