@@ -27,7 +27,7 @@ class Record:
     config: dict[str, Any]
     seed: int
     status: Literal["finished", "diverged"]
-    """Diverged: a loss or a score was no longer finite; there are no metrics then."""
+    """Diverged: a loss or a score was no longer finite, or a weight above 1e6; there are no metrics then."""
     steps: int
     metrics: dict[str, dict[str, float]] | None
     """validation and test: auc and log_loss (nats), of the collapsed model at the end of training."""

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from dlrm_mlet.together import Together
 CPU = torch.device("cpu")
 STEPS_PER_LOOK = 100
 """Steps between two looks at the loss: each look waits for the device."""
+
+LARGEST = 1e6
+"""A run with a weight above this has diverged, whatever its loss is: int8 rows go up to 8e6."""
 
 
 class TrainingError(ValueError):
@@ -81,9 +84,10 @@ def train(
 ) -> record.Record:
     """One run: `epochs` passes over the training rows, then validation and test, each read once by the served model.
 
-    Leaves `out`/record.json, and `out`/checkpoint.pt with the served model. While it runs, the checkpoint holds the
-    state at the last point of the validation curve, where `resume` goes on, to the same bits. The seed decides the
-    weights and, apart from them, the order of the rows. `bar` is a tqdm bar to move; by default the run draws its own.
+    Leaves `out`/record.json and, if it didn't diverge, `out`/checkpoint.pt with the served model. While it runs, the
+    checkpoint holds the state at the last point of the validation curve, where `resume` goes on, on a CPU to the same
+    bits. The seed decides the weights and, apart from them, the order of the rows. `bar` is a tqdm bar to move; by
+    default the run draws its own.
     A run whose record is in `out` is not made again. Raises RecordError where the record there is another run's,
     DeviceError where the device's memory is too small.
     """
@@ -197,29 +201,32 @@ class Run:
 
     def finish(self) -> record.Record:
         """Measure what the steps have come to, and write the record."""
-        status: Literal["finished", "diverged"] = "diverged" if self.diverged else "finished"
-        measured = None
-        model = served(self.model, self.config.model)
-        by_frequency = []
+        collapsed = self.model.collapse()
+        self.diverged |= not all(map(_is_bounded, collapsed.parameters()))
+        if self.diverged:  # it can't be quantized; a model of zeros can, and takes as much
+            for parameter in collapsed.parameters():
+                parameter.data.zero_()
+        model = served(collapsed, self.config.model)
         splits = ("validation", "test") if self.config.training.read_test else ("validation",)
-        if status == "finished":
-            results = {split: evaluation.measure(model, self.columns, split) for split in splits}
-            measured = {split: result._asdict() for split, result in results.items() if result}
-            if len(measured) < len(results):
-                status, measured = "diverged", None
-            elif "frequency" in self.config.training.also_measure:
+        found = {} if self.diverged else {split: evaluation.measure(model, self.columns, split) for split in splits}
+        measured = {split: result._asdict() for split, result in found.items() if result}
+        self.diverged |= len(measured) < len(splits)
+        by_frequency = []
+        if self.diverged:
+            (self.out / checkpoint.FILE).unlink(missing_ok=True)
+        else:
+            if "frequency" in self.config.training.also_measure:
                 by_frequency = evaluation.by_frequency(model, self.columns)
-        if status == "finished":
             self._measure_spectra()
-        self._save(model, {"served": True})
+            self._save(model, {"served": True})
         epochs, steps = divmod(self.step, self.steps_per_epoch)
         rows = epochs * self.columns.schema.rows["train"] + steps * self.config.training.batch_size
         run = record.Record(
             config=record.as_json(self.config),
             seed=self.seed,
-            status=status,
+            status="diverged" if self.diverged else "finished",
             steps=self.step,
-            metrics=measured,
+            metrics=None if self.diverged else measured,
             curve=self.curve,
             parameters={
                 "trained": _size(self.model),
@@ -286,6 +293,12 @@ def _whole(tensor: Tensor) -> Tensor:
     """On the CPU, and all of its memory: of a part, such as one seed's of several, a file would hold the whole."""
     tensor = tensor.cpu()  # so that the file can be read where there is no such device
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _is_bounded(parameter: Tensor) -> bool:
+    """Whether all numbers are such as a served model can have."""
+    least, largest = parameter.detach().aminmax()
+    return least.item() > -LARGEST and largest.item() < LARGEST  # false for NaN
 
 
 def _size(module: nn.Module) -> int:

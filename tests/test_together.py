@@ -90,7 +90,10 @@ def test_a_seed_that_was_stopped_elsewhere_goes_on_apart(clicks, small_mlet, tmp
         assert_close(tmp_path / "alone" / str(seed), out)
 
 
-def test_a_seed_that_diverges_leaves_the_others_as_they_are(clicks, small_mlet, tmp_path, monkeypatch):
+@pytest.mark.parametrize("served_as", ["float32", "int8"])
+def test_a_seed_that_diverges_leaves_the_others_as_they_are(clicks, small_mlet, tmp_path, monkeypatch, served_as):
+    small_mlet = dataclasses.replace(small_mlet, model=dataclasses.replace(small_mlet.model, served_as=served_as))
+
     def spoil(run):
         if run.seed == 1:
             run.model.bottom_mlp[0].weight.data[0, 0] = torch.nan

@@ -233,9 +233,15 @@ def test_the_memory_a_run_is_said_to_need_is_what_its_tables_take(clicks, inner_
     assert tables < training.memory_needed(config, schema) < tables + 2**26
 
 
-def test_a_run_that_diverges_says_so(clicks, small_mlet, tmp_path):
-    wild = dataclasses.replace(small_mlet, training=dataclasses.replace(small_mlet.training, learning_rate=1e9))
-    record = train(wild, clicks, 0, tmp_path)
-    assert record.status == "diverged"
-    assert record.metrics is None
-    assert (tmp_path / "record.json").exists()
+@pytest.mark.parametrize("rate", ["learning_rate", "table_learning_rate"])
+@pytest.mark.parametrize(
+    "model", [{}, {"served_as": "int8"}, {"inner_dim": None, "served_rank": 2}, {"inner_dim": None, "tables": "hashed"}]
+)
+def test_a_run_that_diverges_says_so_and_leaves_no_model(clicks, small_mlet, tmp_path, model, rate):
+    config = dataclasses.replace(small_mlet, model=dataclasses.replace(small_mlet.model, **model))
+    wild = dataclasses.replace(config, training=dataclasses.replace(config.training, **{rate: 1e9}))
+    sizes = train(config, clicks, 0, tmp_path / "tame").bytes
+    record = train(wild, clicks, 0, tmp_path / "wild")
+    assert (record.status, record.metrics, record.bytes) == ("diverged", None, sizes)
+    assert (tmp_path / "wild" / "record.json").exists()
+    assert not (tmp_path / "wild" / "checkpoint.pt").exists()
