@@ -15,6 +15,8 @@ from dlrm_mlet.embedding import SingleLayerTables, Tables
 
 M = TypeVar("M", bound=nn.Module)
 LARGEST = 127
+AT_ONCE = 1 << 16
+"""Rows that are quantized at once."""
 
 
 class Int8Rows(nn.Module):
@@ -134,14 +136,25 @@ def quantize(model: M, *, report: Callable[[str], object] = print) -> M:
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(n, D) -> (n, D) int8 and (n, 1) float16: the smallest scale of each row that cuts off no value.
 
-    Raises ValueError at the first row with a number that isn't finite, or too large for a float16 scale.
+    It needs little more memory than the result takes. Raises ValueError at the first row with a number that isn't
+    finite, or too large for a float16 scale.
     """
+    values = weight.new_empty(weight.shape, dtype=torch.int8)
+    scales = weight.new_empty(len(weight), 1, dtype=torch.half)
+    for first in range(0, len(weight), AT_ONCE):
+        part = slice(first, first + AT_ONCE)
+        values[part], scales[part] = _quantize_rows(weight[part], first)
+    return values, scales
+
+
+def _quantize_rows(weight: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """Some rows of a table, the first of which is row `first`."""
     largest = weight.abs().amax(dim=1, keepdim=True).double()  # (n, 1)
     exact = largest / LARGEST
     wrong = ~(exact <= torch.finfo(torch.half).max).flatten()
     if wrong.any():
         row = int(wrong.nonzero()[0])
-        raise ValueError(f"row {row} has {largest[row].item()}; expected finite numbers below 8e6")
+        raise ValueError(f"row {first + row} has {largest[row].item()}; expected finite numbers below 8e6")
     # rounded up, by one unit in the last place where half precision rounds down; a row of nothing has a scale too
     half = exact.half()
     up = (half.view(torch.int16) + 1).view(torch.half)

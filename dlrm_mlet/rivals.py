@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlrm_mlet.embedding import MLETTables, SingleLayerTables, Tables, make_tables
+from dlrm_mlet.spectrum import gram
 
 SPLIT_ABOVE = 200
 """Tables of at most so many rows stay whole, as in the public DLRM code."""
@@ -98,13 +99,13 @@ class LowRankTables(MLETTables):
 def truncated(tables: SingleLayerTables, rank: int) -> LowRankTables:
     """Each feature's table by its `rank` largest singular values: n x rank times rank x d, the nearest of that rank.
 
-    It is served as two factors, so that its bytes count the projection.
+    It is served as two factors, so that its bytes count the projection. The right singular vectors are the
+    eigenvectors of WᵀW, and the left factor is W times them, which needs no copy of a table.
     """
     left = tables.weight.new_zeros(len(tables.weight), rank)
     right = tables.weight.new_zeros(len(tables.table_rows), rank, tables.embedding_dim)
     for table, factor, matrix in zip(tables.weight.split(tables.table_rows), left.split(tables.table_rows), right):  # noqa: B905
-        u, s, v = torch.linalg.svd(table, full_matrices=False)
-        kept = min(rank, len(s))
-        factor[:, :kept] = u[:, :kept] * s[:kept]
-        matrix[:kept] = v[:kept]
+        vectors = torch.linalg.eigh(gram(table)).eigenvectors.flip(1)[:, :rank].to(table.dtype)  # (D, rank)
+        factor[:, : vectors.shape[1]] = table @ vectors
+        matrix[: vectors.shape[1]] = vectors.T
     return LowRankTables(tables.table_rows, left, [right])

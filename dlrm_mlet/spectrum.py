@@ -24,11 +24,16 @@ def singular_values(tables: Tables) -> list[Tensor]:
     collapsed = tables.collapse()
     if not isinstance(collapsed, SingleLayerTables):
         raise ValueError(f"{type(tables).__name__}: have no singular values; expected single-layer or MLET tables")
-    found = []
-    for table in collapsed.weight.split(collapsed.table_rows):
-        gram = sum(part.double().T @ part.double() for part in table.split(1 << 20))
-        found.append(torch.linalg.eigvalsh(gram).flip(0).clamp_min(0).sqrt())
-    return found
+    tables_of_features = collapsed.weight.split(collapsed.table_rows)
+    return [torch.linalg.eigvalsh(gram(table)).flip(0).clamp_min(0).sqrt() for table in tables_of_features]
+
+
+def gram(table: Tensor) -> Tensor:
+    """(n, D) -> WᵀW, (D, D) in float64, without a copy of all rows."""
+    total = table.new_zeros(table.shape[1], table.shape[1], dtype=torch.float64)
+    for part in table.split(1 << 16):
+        total += part.double().T @ part.double()
+    return total
 
 
 def count_above(values: Sequence[float], share: float = SHARE) -> int:

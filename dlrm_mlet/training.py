@@ -49,18 +49,20 @@ def train_step(model: DLRM, optimizers: Sequence[Optimizer], batch: Batch) -> Te
 def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
     """Bytes that so many runs together hold at their fullest, on their device, without the columns and torch itself.
 
-    The trained tables (of several runs twice, while they are stacked), the collapsed ones of one beside them at the
-    end, the orders of the rows and one batch of evaluation.
+    The trained tables (of several runs twice, while they are stacked) and what Adagrad keeps a row, the collapsed ones
+    of one and what is served of them beside them at the end, the orders of the rows and one batch of evaluation.
     """
     model = config.model
     rows, features = sum(schema.table_rows), len(schema.table_rows)
     widths = (*model.inner_dims, model.embedding_dim)
     trained = widths[0] * (seeds if seeds == 1 else 2 * seeds)
-    tables = rows * (trained + (model.embedding_dim if model.inner_dims else 0))
+    collapsed = model.embedding_dim if model.inner_dims else 0
+    smaller = 2 * (model.served_rank or 0) + (model.embedding_dim if model.served_as == "int8" else 0) / 2
+    tables = rows * (trained + (config.training.optimizer == "adagrad") + collapsed + smaller)
     activations = evaluation.ROWS * (
         features * sum(widths) + (features + 1) ** 2 + sum(model.bottom_mlp + model.top_mlp)
     )
-    return 4 * (tables + activations) + 8 * schema.rows["train"] * seeds
+    return int(4 * (tables + activations)) + 8 * schema.rows["train"] * seeds
 
 
 def check_memory(config: Config, schema: Schema, device: torch.device, seeds: int = 1) -> None:

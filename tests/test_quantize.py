@@ -35,6 +35,16 @@ def test_no_type_wraps_around(dtype):
     assert ((values.double() * scales.double() - weight.double()).abs() <= 0.5001 * scales.double()).all()
 
 
+def test_a_table_is_quantized_in_parts_as_it_would_be_whole(monkeypatch):
+    weight = torch.randn(100, 4)
+    whole = quantize_rows(weight)
+    monkeypatch.setattr("dlrm_mlet.quantize.AT_ONCE", 7)
+    assert all(map(torch.equal, quantize_rows(weight), whole))
+    weight[93] = torch.inf
+    with pytest.raises(ValueError, match="row 93 has inf"):
+        quantize_rows(weight)
+
+
 def test_a_row_of_nothing_stays_nothing():
     values, scales = quantize_rows(torch.zeros(2, 3))
     assert not (values * scales).any()

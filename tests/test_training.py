@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from torch.utils._pytree import tree_flatten
 
 from dlrm_mlet import evaluation, training
 from dlrm_mlet.benchmark import TextbookTables, textbook_step
-from dlrm_mlet.columns import Batch, Columns
+from dlrm_mlet.columns import Batch, Columns, Schema
 from dlrm_mlet.config import Config, ModelConfig
 from dlrm_mlet.device import DeviceError, threads
 from dlrm_mlet.model import build
@@ -231,6 +233,32 @@ def test_the_memory_a_run_is_said_to_need_is_what_its_tables_take(clicks, inner_
     config = Config("clicks", ModelConfig(16, (16,), (32,), inner_dim))
     tables = 4 * 2 * 10**6 * (64 + 16 if inner_dim else 16)
     assert tables < training.memory_needed(config, schema) < tables + 2**26
+
+
+PEAK = """
+import resource
+from dlrm_mlet.model import build, served
+from tests.test_training import big_run
+config, schema = big_run({model})
+served(build(config.model, 2, (1000,), None), config.model)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+served(build(config.model, 2, schema.table_rows, None), config.model)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def big_run(model):
+    rows = {"train": 1000, "validation": 0, "test": 0}
+    schema = Schema("big", "label", ("a", "b"), ("c",), (10**6,), rows, "ordered", 0, {}, {}, "", ())
+    return Config("big", ModelConfig(64, (16,), (32,), **model)), schema
+
+
+@pytest.mark.parametrize("model", [{}, {"inner_dim": 128}, {"served_as": "int8"}, {"served_rank": 2}])
+def test_a_run_takes_no_more_memory_than_was_said(model):
+    said = training.memory_needed(*big_run(model))
+    command = [sys.executable, "-c", PEAK.format(model=model)]
+    took = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    assert 0 < took < said + 2**26
 
 
 @pytest.mark.parametrize("rate", ["learning_rate", "table_learning_rate"])
