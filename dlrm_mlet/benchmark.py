@@ -165,7 +165,7 @@ def _seeds_together(columns: Columns, device: torch.device, cores: int, rounds: 
     schema, (inner_dim, embedding_dim) = columns.schema, TOGETHER
     config = ModelConfig(embedding_dim, BOTTOM_MLP, TOP_MLP, inner_dim)
     alone = build(config, len(schema.dense), schema.table_rows, None).to(device)
-    together = Together([copy.deepcopy(alone) for _ in range(SEEDS)])
+    together = Together([copy.deepcopy(alone) for _ in range(SEEDS)], device)
     one, all_seeds = ("alone", inner_dim), ("together", inner_dim)
     contenders: dict[Name, Step] = {
         one: _ours(alone, alone.parameters()),

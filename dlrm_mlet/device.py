@@ -8,6 +8,10 @@ from pathlib import Path
 
 import torch
 
+CPU = torch.device("cpu")
+USABLE = 0.9
+"""The share of a device's free memory that is planned with: torch itself takes some, and more on a GPU."""
+
 
 class DeviceError(ValueError):
     """A device that isn't there, or has not the memory that a run needs."""
@@ -55,8 +59,8 @@ def describe(device: torch.device) -> str:
 def free_memory(device: torch.device) -> int:
     """Bytes that new arrays on the device can take now, without swapping."""
     if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
+        torch.cuda.empty_cache()  # what torch has kept of a run before
+        return torch.cuda.mem_get_info(device)[0]
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError):  # only Linux has the files; the second one in a container or a job of Slurm's
         for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():

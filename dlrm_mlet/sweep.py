@@ -3,7 +3,6 @@
 import itertools
 import multiprocessing
 import signal
-import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from dlrm_mlet import columns, record
 from dlrm_mlet.columns import Columns, Schema
 from dlrm_mlet.config import Experiment, Point
-from dlrm_mlet.device import free_memory
+from dlrm_mlet.device import CPU, USABLE, free_memory
 from dlrm_mlet.record import Record
 from dlrm_mlet.together import can_train_together
 from dlrm_mlet.training import check_memory, memory_needed, train_together
@@ -65,7 +64,7 @@ def sweep(
     loaded = columns.load(data)
     missing = [run for run in runs if run.record(loaded) is None]
     for config, device in itertools.product({run.point.config for run in missing}, set(devices)):
-        check_memory(config, loaded.schema, device)
+        check_memory(config, loaded.schema, device, share=USABLE)
     # the longest first, so that no core waits for one at the end
     jobs = sorted(_jobs(missing, loaded.schema, devices), key=lambda job: job.bytes, reverse=True)
     with tqdm(total=len(runs), initial=len(runs) - len(missing), desc="runs", unit=" runs", disable=None) as bar:
@@ -85,12 +84,13 @@ class Job:
 
 def _jobs(missing: list[PlannedRun], schema: Schema, devices: list[torch.device]) -> Iterator[Job]:
     """A job for each run; on GPUs one for all the seeds of a point, where their memory allows it."""
-    # of a GPU's memory the worker's torch needs some too
-    free = 0 if devices[0].type == "cpu" else 0.9 * min(map(free_memory, devices))
+    on_gpus = devices[0].type != "cpu"
+    # what goes to a GPU is made in the CPU's memory
+    free = min(USABLE * min(map(free_memory, devices)), free_memory(CPU) / len(devices))
     for point, same in itertools.groupby(missing, key=lambda run: run.point):
         seeds = {run.seed: run.directory for run in same}
         together = memory_needed(point.config, schema, len(seeds))
-        if can_train_together(point.config) and together <= free:
+        if on_gpus and can_train_together(point.config) and together <= free:
             yield Job(point, seeds, together)
         else:
             for seed, out in seeds.items():
@@ -107,8 +107,8 @@ def _train_all(waiting: deque[Job], data: Path, devices: list[torch.device]) -> 
         places.put(place)
     tqdm.set_lock(context.RLock())  # one for all processes, so that their bars don't write over one another
     shared = (data, places, tqdm.get_lock())
-    # workers share the CPU's memory; a GPU has one worker, and its memory was checked for each run
-    budget = sum(map(free_memory, {*devices})) if devices[0].type == "cpu" else sys.maxsize
+    # workers share the CPU's memory, where models are also made for GPUs, and saved; a GPU has one worker
+    budget = free_memory(CPU)
     with ProcessPoolExecutor(len(devices), context, initializer=_start_worker, initargs=shared) as executor:
         try:
             running: dict[Future[None], Job] = {}

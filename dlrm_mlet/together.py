@@ -21,12 +21,10 @@ def can_train_together(config: Config) -> bool:
 class StackedLinear(nn.Module):
     """S linear layers, each for its own rows: `weight` (S, out, in), `bias` (S, 1, out)."""
 
-    def __init__(self, layers: Sequence[nn.Linear]):
+    def __init__(self, layers: Sequence[nn.Module], device: torch.device):
         super().__init__()
-        self.weight = nn.Parameter(torch.stack([layer.weight.data for layer in layers]))
-        self.bias = nn.Parameter(torch.stack([layer.bias.data for layer in layers]).unsqueeze(1))
-        for layer, weight, bias in zip(layers, self.weight.data, self.bias.data, strict=True):
-            layer.weight.data, layer.bias.data = weight, bias[0]
+        self.weight = nn.Parameter(_stack(layers, "weight", device).unflatten(0, (len(layers), -1)))
+        self.bias = nn.Parameter(_stack(layers, "bias", device).view(len(layers), 1, -1))
 
     def forward(self, rows: Tensor) -> Tensor:
         """(S, B, in) -> (S, B, out)."""
@@ -34,19 +32,23 @@ class StackedLinear(nn.Module):
 
 
 class Together(DLRM):
-    """S models of one shape as one, which takes the place of their parameters: they become views of its own.
+    """S models of one shape as one on a device: their parameters become views of its own.
 
     So a step of this one is a step of each, and each can be measured, collapsed and saved as if it were alone. The
     tables of all seeds are those of S · F features.
     """
 
-    def __init__(self, models: Sequence[DLRM]):
+    def __init__(self, models: Sequence[DLRM], device: torch.device):
+        for model in models:
+            model.cpu()  # so that the device never holds a table twice
         tables = [model.tables for model in models]
         super().__init__(
-            _stack_mlps([model.bottom_mlp for model in models]),
-            _stack_tables([table for table in tables if isinstance(table, SingleLayerTables | MLETTables)]),
-            _stack_mlps([model.top_mlp for model in models]),
+            _stack_mlps([model.bottom_mlp for model in models], device),
+            _stack_tables([table for table in tables if isinstance(table, SingleLayerTables | MLETTables)], device),
+            _stack_mlps([model.top_mlp for model in models], device),
         )
+        for model in models:
+            model.to(device)  # all but the parameters, which are there already
         self.interaction = models[0].interaction
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
@@ -57,23 +59,28 @@ class Together(DLRM):
         return self.top_mlp(interacted.unflatten(0, (seeds, rows))).squeeze(2)
 
 
-def _stack_mlps(mlps: Sequence[nn.Module]) -> nn.Sequential:
+def _stack_mlps(mlps: Sequence[nn.Module], device: torch.device) -> nn.Sequential:
     layers = zip(*(mlp.children() for mlp in mlps), strict=True)
-    return nn.Sequential(*(StackedLinear(same) if isinstance(same[0], nn.Linear) else same[0] for same in layers))
+    return nn.Sequential(
+        *(StackedLinear(same, device) if isinstance(same[0], nn.Linear) else same[0] for same in layers)
+    )
 
 
-def _stack_tables(tables: Sequence[SingleLayerTables | MLETTables]) -> SingleLayerTables | MLETTables:
+def _stack_tables(
+    tables: Sequence[SingleLayerTables | MLETTables], device: torch.device
+) -> SingleLayerTables | MLETTables:
     table_rows = tables[0].table_rows * len(tables)
-    weight = _stack([table.weight for table in tables])
-    if isinstance(tables[0], SingleLayerTables):
+    weight = _stack(tables, "weight", device)
+    projections = [table.projections for table in tables if isinstance(table, MLETTables)]
+    if not projections:
         return SingleLayerTables(table_rows, weight)
-    each = [table.projections for table in tables if isinstance(table, MLETTables)]
-    return MLETTables(table_rows, weight, [_stack(same) for same in zip(*each, strict=True)])
+    return MLETTables(table_rows, weight, [_stack(projections, str(i), device) for i in range(len(projections[0]))])
 
 
-def _stack(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """One below another; each becomes a view of its part, as soon as it is there."""
-    stacked = parameters[0].new_empty(len(parameters) * len(parameters[0]), *parameters[0].shape[1:])
-    for parameter, part in zip(parameters, stacked.chunk(len(parameters)), strict=True):
-        parameter.data = part.copy_(parameter.data)
+def _stack(modules: Sequence[nn.Module], name: str, device: torch.device) -> Tensor:
+    """The modules' parameters of this name, one below another; each becomes a view of its part."""
+    first = getattr(modules[0], name)
+    stacked = first.new_empty(len(modules) * len(first), *first.shape[1:], device=device)
+    for module, part in zip(modules, stacked.chunk(len(modules)), strict=True):
+        setattr(module, name, nn.Parameter(part.copy_(getattr(module, name).detach())))
     return stacked

@@ -1,7 +1,6 @@
 """A config, columns and a seed -> a trained model, its checkpoint and its record."""
 
 import contextlib
-import itertools
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +16,13 @@ from tqdm import tqdm
 from dlrm_mlet import checkpoint, evaluation, record, spectrum
 from dlrm_mlet.columns import Batch, Columns, Schema
 from dlrm_mlet.config import Config, TrainingConfig
-from dlrm_mlet.device import DeviceError, describe, free_memory, threads, wait
+from dlrm_mlet.device import CPU, USABLE, DeviceError, describe, free_memory, threads, wait
 from dlrm_mlet.embedding import MLETTables
 from dlrm_mlet.files import replacing
 from dlrm_mlet.model import DLRM, build, served
 from dlrm_mlet.optimizer import SGD, Adagrad, Optimizer
 from dlrm_mlet.together import Together
 
-CPU = torch.device("cpu")
 STEPS_PER_LOOK = 100
 """Steps between two looks at the loss: each look waits for the device."""
 
@@ -49,25 +47,24 @@ def train_step(model: DLRM, optimizers: Sequence[Optimizer], batch: Batch) -> Te
 def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
     """Bytes that so many runs together hold at their fullest, on their device, without the columns and torch itself.
 
-    The trained tables (of several runs twice, while they are stacked) and what Adagrad keeps a row, the collapsed ones
-    of one and what is served of them beside them at the end, the orders of the rows and one batch of evaluation.
+    The trained tables and what Adagrad keeps a row, at the end the collapsed ones of one run and what is served of
+    them, the orders of the rows and one batch of evaluation.
     """
     model = config.model
     rows, features = sum(schema.table_rows), len(schema.table_rows)
     widths = (*model.inner_dims, model.embedding_dim)
-    trained = widths[0] * (seeds if seeds == 1 else 2 * seeds)
     collapsed = model.embedding_dim if model.inner_dims else 0
     smaller = 2 * (model.served_rank or 0) + (model.embedding_dim if model.served_as == "int8" else 0) / 2
-    tables = rows * (trained + (config.training.optimizer == "adagrad") + collapsed + smaller)
+    tables = rows * (widths[0] * seeds + (config.training.optimizer == "adagrad") + collapsed + smaller)
     activations = evaluation.ROWS * (
         features * sum(widths) + (features + 1) ** 2 + sum(model.bottom_mlp + model.top_mlp)
     )
     return int(4 * (tables + activations)) + 8 * schema.rows["train"] * seeds
 
 
-def check_memory(config: Config, schema: Schema, device: torch.device, seeds: int = 1) -> None:
-    """Raises DeviceError where so many runs together need more memory than the device has free."""
-    needed, free = memory_needed(config, schema, seeds), free_memory(device)
+def check_memory(config: Config, schema: Schema, device: torch.device, seeds: int = 1, share: float = 1.0) -> None:
+    """Raises DeviceError where so many runs together need more than this share of the device's free memory."""
+    needed, free = memory_needed(config, schema, seeds), share * free_memory(device)
     if needed > free:
         raise DeviceError(
             f"inner_dim = {config.model.inner_dim}, embedding_dim = {config.model.embedding_dim} needs "
@@ -115,7 +112,7 @@ def train_together(
     with threads(config.training.threads):
         # resident on a GPU if they fit beside the models; on the CPU they stay mapped
         beside = memory_needed(config, columns.schema, len(outs))
-        if device.type != "cpu" and columns.nbytes + beside < free_memory(device):
+        if device.type != "cpu" and columns.nbytes + beside < USABLE * free_memory(device):
             columns = columns.to(device)
         runs = [Run(config, columns, seed, out, device) for seed, out in outs.items()]
         if resume:
@@ -125,18 +122,22 @@ def train_together(
             if bar is None:
                 name = ",".join(map(str, outs))
                 bar = stack.enter_context(tqdm(desc=f"seed {name}", unit=" steps", disable=None))
-            # those that were stopped at other steps than the rest go on apart
-            for _, group in itertools.groupby(sorted(runs, key=lambda run: run.step), key=lambda run: run.step):
-                _take_steps(list(group), bar)
+            while behind := [run for run in runs if run.step < run.steps and not run.diverged]:
+                # those that were stopped at an earlier step than others catch up with them first
+                step, *later = sorted({run.step for run in behind} | {runs[0].steps})
+                _take_steps([run for run in behind if run.step == step], later[0], bar)
             return [run.finish() for run in runs]
 
 
-def _take_steps(runs: Sequence["Run"], bar: Any) -> None:
-    """All steps that are left of some runs that have come equally far, each step once for all of them."""
+def _take_steps(runs: Sequence["Run"], until: int, bar: Any) -> None:
+    """The steps up to `until` of some runs that have come equally far, each step once for all of them."""
     first = runs[0]
     training, step = first.config.training, first.step
-    model: DLRM = first.model if len(runs) == 1 else Together([run.model for run in runs])
-    optimizers = first.optimizers if len(runs) == 1 else make_optimizers(model, training)
+    models = [run.model for run in runs]
+    model: DLRM = models[0].to(first.device) if len(runs) == 1 else Together(models, first.device)
+    optimizers = make_optimizers(model, training)
+    for optimizer, memory in zip(optimizers, first.memory, strict=False):
+        optimizer.memory = [None if part is None else part.to(first.device) for part in memory]
     bar.reset(first.steps)
     bar.update(step)
     started = time.perf_counter()
@@ -144,7 +145,7 @@ def _take_steps(runs: Sequence["Run"], bar: Any) -> None:
         loss = train_step(model, optimizers, batch.to(first.device))
         step += 1
         bar.update()
-        last, at_point = step == first.steps, step % training.evaluate_every == 0
+        last, at_point = step == until, step % training.evaluate_every == 0
         if last or at_point or (step % STEPS_PER_LOOK == 0 and not loss.isfinite().all()):
             wait(first.device)
             share = (time.perf_counter() - started) / len(runs)
@@ -152,8 +153,8 @@ def _take_steps(runs: Sequence["Run"], bar: Any) -> None:
                 if run.diverged:
                     continue
                 run.step, run.seconds, run.diverged = step, run.seconds + share, not finite
-                if at_point and not last and not run.diverged:
-                    run.look()
+                if at_point and step < run.steps and not run.diverged:
+                    run.look(optimizers)
             if last or all(run.diverged for run in runs):
                 return
             started = time.perf_counter()
@@ -176,9 +177,10 @@ class Run:
     def __init__(self, config: Config, columns: Columns, seed: int, out: Path, device: torch.device):
         self.config, self.columns, self.seed, self.out, self.device = config, columns, seed, out, device
         schema = columns.schema
-        # drawn on the CPU, so that a seed means the same weights on every device
-        self.model = build(config.model, len(schema.dense), schema.table_rows, generator(seed, "weights")).to(device)
-        self.optimizers = make_optimizers(self.model, config.training)
+        # drawn on the CPU, so that a seed means the same weights on every device; it stays there until its first step
+        self.model = build(config.model, len(schema.dense), schema.table_rows, generator(seed, "weights"))
+        self.memory: list[list[Tensor | None]] = []
+        """Of the optimizers, where the run goes on from a checkpoint."""
         self.steps_per_epoch = -(-schema.rows["train"] // config.training.batch_size)
         self.steps = min(self.steps_per_epoch * config.training.epochs, config.training.max_steps or sys.maxsize)
         self.step = 0
@@ -189,7 +191,7 @@ class Run:
         self._measure_spectra()
         out.mkdir(parents=True, exist_ok=True)
 
-    def look(self) -> None:
+    def look(self, optimizers: Sequence[Optimizer]) -> None:
         """A point of the validation curve, and a checkpoint to go on from."""
         result = evaluation.measure(self.model, self.columns, "validation")
         if result is None:
@@ -197,7 +199,7 @@ class Run:
             return
         self.curve.append({"step": self.step, **result._asdict()})
         self._measure_spectra()
-        memory = [[part if part is None else part.cpu() for part in each.memory] for each in self.optimizers]
+        memory = [[part if part is None else part.cpu() for part in each.memory] for each in optimizers]
         self._save(self.model, {"served": False, "step": self.step, "memory": memory, "seconds": self.seconds,
                                 "curve": self.curve, "spectra": self.spectra})  # fmt: skip
 
@@ -270,9 +272,7 @@ class Run:
         if not state["served"]:
             self.model.load_state_dict(state["model"])
             self.step, self.seconds = state["step"], state["seconds"]
-            self.curve, self.spectra = state["curve"], state["spectra"]
-            for optimizer, memory in zip(self.optimizers, state["memory"], strict=True):
-                optimizer.memory = [None if part is None else part.to(self.device) for part in memory]
+            self.curve, self.spectra, self.memory = state["curve"], state["spectra"], state["memory"]
 
 
 def make_optimizers(model: DLRM, training: TrainingConfig) -> list[Optimizer]:

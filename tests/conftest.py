@@ -76,7 +76,7 @@ GPUS = [
     pytest.param(
         "cuda", marks=(pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))
     ),
-    pretend_gpu.NAME,
+    pytest.param(pretend_gpu.NAME, marks=pretend_gpu.INSTEAD),
 ]
 
 

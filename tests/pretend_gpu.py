@@ -5,6 +5,7 @@ Its tensors can't be mixed with the CPU's, and what would make the CPU wait for 
 
 from typing import Any, Self
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils import _python_dispatch, _pytree, backend_registration
@@ -19,7 +20,10 @@ class _Module(backend_registration._DummyBackendModule):
         return [torch.bfloat16]
 
 
-backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
+if not torch.cuda.is_available():  # torch knows one kind of accelerator at a time
+    backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
+INSTEAD = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+"""For tests that are of no use where there is a GPU."""
 
 
 class _OnDevice(Tensor):
@@ -70,7 +74,8 @@ class PretendGPU(_python_dispatch.TorchDispatchMode):
         elif from_device and any(tensor.dim() for tensor in tensors if not isinstance(tensor, _OnDevice)):
             raise RuntimeError(f"{name}: expected all tensors to be on one device, found some on the CPU")
         masks = name == "index" and any(tensor.dtype == torch.bool for tensor in tensors[1:])
-        self.waits += from_device and (name in WAITING or masks or not to_device)
+        copied = to_device and name in ("_to_copy", "copy_") and not all(isinstance(t, _OnDevice) for t in tensors)
+        self.waits += copied or (from_device and (name in WAITING or masks or not to_device))
         in_memory = _pytree.tree_map_only(_OnDevice, lambda tensor: tensor.memory, (args, kwargs))
         result = operator(*in_memory[0], **in_memory[1])
         if operator._schema.is_mutable:  # what was changed is what was given

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from dlrm_mlet import config, sweep
+from dlrm_mlet import config, sweep, training
 from dlrm_mlet.columns import Batch
 from dlrm_mlet.config import ModelConfig
 from dlrm_mlet.device import workers
@@ -36,7 +36,7 @@ def test_a_step_together_is_a_step_of_each(clicks, inner_dim, device):
         [build(shape, 2, clicks.schema.table_rows, generator(seed, "weights")).double().to(device) for seed in SEEDS]
         for _ in range(2)
     )
-    together = Together(models)
+    together = Together(models, device)
     optimizers = [SGD(model.parameters(), 0.02) for model in alone]
     optimizer = SGD(together.parameters(), 0.02)
     orders = [generator(seed, "order") for seed in SEEDS]
@@ -81,10 +81,18 @@ def test_seeds_that_were_stopped_together_go_on_to_the_same_bits(clicks, small_m
         assert_same_bits(tmp_path / "whole" / str(seed), tmp_path / "stopped" / str(seed))
 
 
-def test_a_seed_that_was_stopped_elsewhere_goes_on_apart(clicks, small_mlet, tmp_path, monkeypatch):
+def test_the_rest_catches_up_with_a_seed_that_was_stopped_later(clicks, small_mlet, tmp_path, monkeypatch):
     with stopped_at(27, monkeypatch):
         train(small_mlet, clicks, 1, tmp_path / "1")
+    take_steps, taken = training._take_steps, []
+
+    def noted(runs, until, bar):
+        taken.append(([run.seed for run in runs], runs[0].step, until))
+        take_steps(runs, until, bar)
+
+    monkeypatch.setattr(training, "_take_steps", noted)
     train_together(small_mlet, clicks, outs(tmp_path), resume=True)
+    assert taken == [([0, 7], 0, 20), ([0, 1, 7], 20, 38)]
     for seed, out in outs(tmp_path).items():
         train(small_mlet, clicks, seed, tmp_path / "alone" / str(seed))
         assert_close(tmp_path / "alone" / str(seed), out)
