@@ -82,6 +82,6 @@ GPUS = [
 
 @pytest.fixture(params=["cpu", *GPUS])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """The CPU, a GPU, and everywhere what stands in for one; a test may leave the CPU out."""
+    """The CPU, and a GPU or what stands in for one; a test may leave the CPU out."""
     with pretend_gpu.PretendGPU() if request.param == pretend_gpu.NAME else contextlib.nullcontext():
         yield torch.device(request.param)
