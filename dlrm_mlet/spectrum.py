@@ -31,8 +31,8 @@ def singular_values(tables: Tables) -> list[Tensor]:
 def gram(table: Tensor) -> Tensor:
     """(n, D) -> WᵀW, (D, D) in float64, without a copy of all rows."""
     total = table.new_zeros(table.shape[1], table.shape[1], dtype=torch.float64)
-    for part in table.split(1 << 16):
-        total += part.double().T @ part.double()
+    for part in map(Tensor.double, table.split(1 << 16)):
+        total += part.T @ part
     return total
 
 
