@@ -31,7 +31,7 @@ def singular_values(tables: Tables) -> list[Tensor]:
 def gram(table: Tensor) -> Tensor:
     """(n, D) -> WᵀW, (D, D) in float64, without a copy of all rows."""
     total = table.new_zeros(table.shape[1], table.shape[1], dtype=torch.float64)
-    for part in map(Tensor.double, table.split(1 << 16)):
+    for part in map(Tensor.double, table.split(1 << 14)):
         total += part.T @ part
     return total
 

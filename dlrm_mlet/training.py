@@ -17,7 +17,7 @@ from dlrm_mlet import checkpoint, evaluation, record, spectrum
 from dlrm_mlet.columns import Batch, Columns, Schema
 from dlrm_mlet.config import Config, TrainingConfig
 from dlrm_mlet.device import CPU, USABLE, DeviceError, describe, free_memory, threads, wait
-from dlrm_mlet.embedding import MLETTables
+from dlrm_mlet.embedding import MLETTables, Tables
 from dlrm_mlet.files import replacing
 from dlrm_mlet.model import DLRM, build, served
 from dlrm_mlet.optimizer import SGD, Adagrad, Optimizer
@@ -26,8 +26,8 @@ from dlrm_mlet.together import Together
 STEPS_PER_LOOK = 100
 """Steps between two looks at the loss: each look waits for the device."""
 
-LARGEST = 1e6
-"""A run with a weight above this has diverged, whatever its loss is: int8 rows go up to 8e6."""
+DIVERGED_ABOVE = 1e6
+"""A run with such a weight has diverged, whatever its loss is: int8 rows go up to 8e6."""
 
 
 class TrainingError(ValueError):
@@ -86,9 +86,8 @@ def train(
     Leaves `out`/record.json and, if it didn't diverge, `out`/checkpoint.pt with the served model. While it runs, the
     checkpoint holds the state at the last point of the validation curve, where `resume` goes on, on a CPU to the same
     bits. The seed decides the weights and, apart from them, the order of the rows. `bar` is a tqdm bar to move; by
-    default the run draws its own.
-    A run whose record is in `out` is not made again. Raises RecordError where the record there is another run's,
-    DeviceError where the device's memory is too small.
+    default the run draws its own. A run whose record is in `out` is not made again. Raises RecordError where the record
+    there is another run's, DeviceError where the device's memory is too small.
     """
     if finished := record.of_run(out, config, seed, columns.schema):
         return finished
@@ -188,7 +187,7 @@ class Run:
         self.diverged = False
         self.curve: list[dict[str, float]] = []
         self.spectra: list[dict[str, Any]] = []
-        self._measure_spectra()
+        self._measure_spectra(self.model.tables)
         out.mkdir(parents=True, exist_ok=True)
 
     def look(self, optimizers: Sequence[Optimizer]) -> None:
@@ -198,7 +197,7 @@ class Run:
             self.diverged = True
             return
         self.curve.append({"step": self.step, **result._asdict()})
-        self._measure_spectra()
+        self._measure_spectra(self.model.tables)
         memory = [[part if part is None else part.cpu() for part in each.memory] for each in optimizers]
         self._save(self.model, {"served": False, "step": self.step, "memory": memory, "seconds": self.seconds,
                                 "curve": self.curve, "spectra": self.spectra})  # fmt: skip
@@ -221,7 +220,7 @@ class Run:
         else:
             if "frequency" in self.config.training.also_measure:
                 by_frequency = evaluation.by_frequency(model, self.columns)
-            self._measure_spectra()
+            self._measure_spectra(collapsed.tables)
             self._save(model, {"served": True})
         epochs, steps = divmod(self.step, self.steps_per_epoch)
         rows = epochs * self.columns.schema.rows["train"] + steps * self.config.training.batch_size
@@ -248,9 +247,9 @@ class Run:
         run.write(self.out)
         return run
 
-    def _measure_spectra(self) -> None:
+    def _measure_spectra(self, tables: Tables) -> None:
         if "spectra" in self.config.training.also_measure:
-            found = [values.tolist() for values in spectrum.singular_values(self.model.tables)]
+            found = [values.tolist() for values in spectrum.singular_values(tables)]
             self.spectra.append({"step": self.step, "singular_values": found})
 
     def _save(self, model: DLRM, state: dict[str, Any]) -> None:
@@ -300,7 +299,7 @@ def _whole(tensor: Tensor) -> Tensor:
 def _is_bounded(parameter: Tensor) -> bool:
     """Whether all numbers are such as a served model can have."""
     least, largest = parameter.detach().aminmax()
-    return least.item() > -LARGEST and largest.item() < LARGEST  # false for NaN
+    return least.item() > -DIVERGED_ABOVE and largest.item() < DIVERGED_ABOVE  # false for NaN
 
 
 def _size(module: nn.Module) -> int:

@@ -17,7 +17,7 @@ def result(monkeypatch, device):
     return benchmark.benchmark(device, cores=1, max_rows=100, rounds=3)
 
 
-def test_every_point_has_its_times_and_ratios(result):
+def test_every_point_has_its_times_and_ratios(result, device):
     assert [(point["inner_dim"], point["embedding_dim"]) for point in result["points"]] == [(None, 4), (8, 4)]
     for point in result["points"]:
         for name in ("textbook", "ours", "floor"):
@@ -25,7 +25,7 @@ def test_every_point_has_its_times_and_ratios(result):
             assert 0 < low <= high
             assert point[f"{name}_ms"] > 0
     assert "ours_over_single_layer" in result["points"][1]
-    assert result["seeds_together"]["together_over_alone"] > 0
+    assert result["seeds_together"]["together_over_alone"] > (0 if device.type == "cuda" else 1)
 
 
 def test_the_points_are_those_of_the_papers_table_2():
