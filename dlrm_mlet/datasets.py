@@ -74,6 +74,20 @@ FLIGHTS = Dataset(
     table_rows=(16, 3835, 4037, 3, 104, 12, 31, 365, 19, 1020, 1162),
 )  # fmt: skip
 
+COMPLETE_JOURNEY = Dataset(
+    name="complete-journey",
+    label="discounted",  # sold at the discount of the shop's loyalty card
+    dense=("hour_of_day",),
+    categorical=(
+        "household_id", "product_id", "store_id", "week", "weekday", "hour", "manufacturer_id", "department", "brand",
+        "product_category", "product_type", "package_size",
+    ),
+    rows=1_469_307,
+    table_rows=(2469, 68_509, 457, 53, 7, 24, 5310, 31, 3, 303, 2243, 3063),
+)  # fmt: skip
+
+COMPLETE_JOURNEY_BY_TIME = replace(COMPLETE_JOURNEY, name="complete-journey-by-time", split="ordered")
+
 _CRITEO_DENSE = tuple(f"I{i}" for i in range(1, 14))
 _CRITEO_SPARSE = tuple(f"C{i}" for i in range(1, 27))
 
@@ -113,7 +127,12 @@ AVAZU_AS_PUBLISHED = replace(
     AVAZU, name="avazu-as-published", transform={"hour": "unix_hour"}, lost_rows=True, rows=40_400_000
 )
 
-BUILT_IN = {dataset.name: dataset for dataset in (FLIGHTS, CRITEO_KAGGLE, AVAZU, AVAZU_AS_PUBLISHED)}
+BUILT_IN = {
+    dataset.name: dataset
+    for dataset in (
+        FLIGHTS, COMPLETE_JOURNEY, COMPLETE_JOURNEY_BY_TIME, CRITEO_KAGGLE, AVAZU, AVAZU_AS_PUBLISHED,
+    )
+}  # fmt: skip
 
 
 def load(name_or_path: str) -> Dataset:

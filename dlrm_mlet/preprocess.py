@@ -12,13 +12,19 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from dlrm_mlet import flights
+from dlrm_mlet import complete_journey, flights
 from dlrm_mlet.columns import SPLITS, Schema
-from dlrm_mlet.datasets import FLIGHTS, Dataset
+from dlrm_mlet.datasets import COMPLETE_JOURNEY, COMPLETE_JOURNEY_BY_TIME, FLIGHTS, Dataset
 from dlrm_mlet.files import replacing_directory, write_json
 from dlrm_mlet.raw import Block, RawError, ahead, open_raw
 from dlrm_mlet.vocabulary import Hexadecimals, Labels, Numbers, SpooledColumn, Texts
 
+BUNDLED = {
+    FLIGHTS.name: flights,
+    COMPLETE_JOURNEY.name: complete_journey,
+    COMPLETE_JOURNEY_BY_TIME.name: complete_journey,
+}
+"""Where the rows of the data sets come from that are installed with this package."""
 COPY_ROWS = 1 << 14
 LOADER_ROWS = 100_000
 
@@ -26,7 +32,7 @@ LOADER_ROWS = 100_000
 def preprocess(dataset: Dataset, out: Path, raw: Path | None = None) -> Schema:
     """Write the data set's directory `out`, which appears whole or not at all, and return its schema.
 
-    `raw` is a CSV, TSV or Parquet file, delimited text also as .gz or .zip; the embedded data set, flights, needs
+    `raw` is a CSV, TSV or Parquet file, delimited text also as .gz or .zip; the bundled data sets need
     none. It is read once, in blocks, each column going to a file of its own; then values are numbered, and rows are
     laid out as training, validation, test, each in the file's order. The values themselves are kept in
     vocabulary/<column>.arrow, the n-th one being that of id n.
@@ -41,15 +47,15 @@ def preprocess(dataset: Dataset, out: Path, raw: Path | None = None) -> Schema:
             reader = open_raw(raw, columns, dataset.dense, dataset.hexadecimal, dataset.columns)
             source = reader.description  # complete once all blocks are read
             blocks, where = reader.blocks(), reader.where
-        elif dataset.name == FLIGHTS.name:
-            table, version = flights.raw_table()
-            source = {"name": f"{flights.PACKAGE} {version}"}
+        elif bundled := BUNDLED.get(dataset.name):
+            table, version = bundled.raw_table()
+            source = {"name": f"{bundled.PACKAGE} {version}"}
             blocks, where = (
                 iter([Block(table.select(columns), 0, 1.0)]),
-                lambda row: f"{flights.PACKAGE}: flight {row + 1}",
+                lambda row: f"{bundled.PACKAGE}: row {row + 1}",
             )
         else:
-            raise RawError(f"data set {dataset.name!r} isn't embedded; expected the path of its raw file (--raw)")
+            raise RawError(f"data set {dataset.name!r} isn't bundled; expected the path of its raw file (--raw)")
         label = Labels(dataset.label, directory)
         dense = [Numbers(name, directory, dataset.transform.get(name, "log1p")) for name in dataset.dense]
         sparse = [(Hexadecimals if c in dataset.hexadecimal else Texts)(c, directory) for c in dataset.categorical]

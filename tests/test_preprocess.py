@@ -11,7 +11,7 @@ import pytest
 
 from dlrm_mlet import raw
 from dlrm_mlet.columns import SPLITS, load
-from dlrm_mlet.datasets import FLIGHTS
+from dlrm_mlet.datasets import COMPLETE_JOURNEY, COMPLETE_JOURNEY_BY_TIME, FLIGHTS
 from dlrm_mlet.preprocess import preprocess
 from dlrm_mlet.raw import RawError
 from tests.conftest import CLICKS
@@ -100,7 +100,7 @@ def test_a_failure_keeps_the_data_set_that_was_there(clicks_csv, tmp_path):
     assert sum(load(tmp_path / "out").schema.rows.values()) == 3000
 
 
-def test_a_data_set_that_is_not_embedded_needs_its_raw_file(tmp_path):
+def test_a_data_set_that_is_not_bundled_needs_its_raw_file(tmp_path):
     with pytest.raises(RawError, match=r"expected the path of its raw file \(--raw\)"):
         preprocess(CLICKS, tmp_path / "out")
 
@@ -131,3 +131,22 @@ def test_flights_are_what_is_known_of_them(tmp_path):
         assert abs(columns.label[start:stop].float().mean() - columns.label.float().mean()) < 0.01
     distance = columns.dense[:, schema.dense.index("distance")]
     assert 17 <= round(math.exp(distance.min()) - 1) < round(math.exp(distance.max()) - 1) == 4983  # miles
+
+
+def test_complete_journey_is_what_is_known_of_it(tmp_path):
+    schema = preprocess(COMPLETE_JOURNEY, tmp_path / "random")
+    assert schema.mismatches == ()
+    columns = load(tmp_path / "random")
+    assert columns.label.float().mean().item() == pytest.approx(0.501, abs=0.0005)
+    assert columns.dense.unique().numel() == 24
+
+
+def test_complete_journey_by_time_asks_for_the_last_weeks(tmp_path):
+    schema = preprocess(COMPLETE_JOURNEY_BY_TIME, tmp_path / "by-time")
+    columns = load(tmp_path / "by-time")
+    weeks = pl.read_ipc(tmp_path / "by-time" / "vocabulary" / "week.arrow")["week"].cast(pl.Int8).to_numpy()
+    found = weeks[columns.sparse[:, schema.categorical.index("week")].numpy()]
+    last_of_training, first_of_test = columns.range("train")[1] - 1, columns.range("test")[0]
+    assert (np.diff(found) >= 0).all()
+    assert found[0] == 1
+    assert found[last_of_training] < found[first_of_test] < found[-1] == 53
