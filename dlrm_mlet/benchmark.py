@@ -8,7 +8,7 @@ import itertools
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dlrm_mlet.columns import Batch, Columns, Schema
-from dlrm_mlet.config import ModelConfig
+from dlrm_mlet.config import ModelConfig, TrainingConfig
 from dlrm_mlet.datasets import CRITEO_KAGGLE
 from dlrm_mlet.device import describe, threads, wait
 from dlrm_mlet.embedding import MLETTables, SingleLayerTables, Tables
 from dlrm_mlet.model import DLRM, build
-from dlrm_mlet.optimizer import SGD
+from dlrm_mlet.step import train_step
+from dlrm_mlet.stepping import losses
 from dlrm_mlet.synthetic import draw_ranks
 from dlrm_mlet.together import Together
-from dlrm_mlet.training import train_step
+from dlrm_mlet.training import make_optimizers
 
 POINTS: dict[int, tuple[int | None, ...]] = {
     4: (None, 8, 16, 32, 64),
@@ -38,7 +39,6 @@ POINTS: dict[int, tuple[int | None, ...]] = {
 }
 """Embedding dimensions of the paper's Table 2, and the inner dimensions of each; None is the single layer."""
 BATCH_SIZE = 128
-LEARNING_RATE = 0.2
 BOTTOM_MLP, TOP_MLP = (512, 256, 128), (512, 256)
 FEED_ROWS = 1 << 18
 """Rows of the data that are fed: far more bytes than the caches hold."""
@@ -48,7 +48,8 @@ STEPS, WARM_UP_STEPS = 20, 5
 SEEDS, TOGETHER = 5, (64, 16)
 """How many seeds are timed in one pass, and at which (k, d)."""
 
-Step = Callable[[Batch], object]
+Steps = Iterator[object]
+"""A step is made whenever the next item is asked for."""
 Name = tuple[str, int | None]
 """Whose step it is, and its inner dimension."""
 
@@ -87,9 +88,9 @@ class TextbookTables(Tables):
 class NoTables(Tables):
     """The floor: the same vectors for every batch; their gradient is computed, as it belongs to the interaction."""
 
-    def __init__(self, table_rows: tuple[int, ...], embedding_dim: int):
+    def __init__(self, table_rows: tuple[int, ...], embedding_dim: int, device: torch.device):
         super().__init__(table_rows, embedding_dim)
-        self.vectors = nn.Parameter(torch.randn(BATCH_SIZE, len(table_rows), embedding_dim))
+        self.vectors = torch.randn(BATCH_SIZE, len(table_rows), embedding_dim).to(device).requires_grad_()
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, F) ids -> (B, F, D)."""
@@ -113,7 +114,8 @@ def benchmark(device: torch.device, cores: int, max_rows: int, rounds: int) -> d
     embedding dimension take turns of 20 steps, for `rounds` rounds, each with its own feed of batches, which is
     inside what is timed. A point's times are medians over rounds, in ms per step; its ratios are medians of the
     rounds' own ratios, so that a machine that slows down slows both sides. The textbook has torch's own settings; ours
-    and the floor have those of `device.threads`.
+    and the floor have those of `device.threads`. On a GPU there is one more contender, `plain`: our step by autograd,
+    as the CPU makes it, not captured; and the kernels of a step are counted.
     """
     table_rows = tuple(min(n, max_rows) for n in CRITEO_KAGGLE.table_rows or ())
     columns = feed_columns(table_rows).to(device)
@@ -133,6 +135,7 @@ def benchmark(device: torch.device, cores: int, max_rows: int, rounds: int) -> d
         "rounds": rounds,
         "steps_per_round": STEPS,
         "seeds_together": together,
+        "kernels": _kernels_of_a_step(columns, device) if device.type == "cuda" else None,
         "points": sorted(points, key=lambda point: (point["inner_dim"] is not None, point["embedding_dim"])),
     }
 
@@ -146,33 +149,29 @@ def _points_of_one_width(
     inner_dims: tuple[int | None, ...],
 ) -> list[dict[str, Any]]:
     schema = columns.schema
-    contenders: dict[Name, Step] = {}
+    contenders: dict[Name, Steps] = {}
     for inner_dim in inner_dims:
         config = ModelConfig(embedding_dim, BOTTOM_MLP, TOP_MLP, inner_dim)
-        ours = build(config, len(schema.dense), schema.table_rows, None).to(device)
-        contenders["ours", inner_dim] = _ours(ours, ours.parameters())
-        contenders["textbook", inner_dim] = _textbook(_with_tables(ours, TextbookTables(ours)))
-    floor = _with_tables(ours, NoTables(schema.table_rows, embedding_dim).to(device))
-    contenders["floor", None] = _ours(floor, (*floor.bottom_mlp.parameters(), *floor.top_mlp.parameters()))
-    times = _in_turns(contenders, {name: _feed(columns) for name in contenders}, device, cores, rounds)
-    single, base = times.get(("ours", None)), times["floor", None]
-    return [_point(inner_dim, embedding_dim, times["textbook", inner_dim], times["ours", inner_dim], base, single)
-            for inner_dim in inner_dims]  # fmt: skip
+        ours = _build(config, schema, device)
+        contenders["textbook", inner_dim] = _textbook(_with_tables(ours, TextbookTables(ours)), columns)
+        if device.type != "cpu":
+            contenders["plain", inner_dim] = _plain(_with_tables(ours, ours.tables), columns)
+        contenders["ours", inner_dim] = _ours(ours, columns)
+    floor = _with_tables(ours, NoTables(schema.table_rows, embedding_dim, device))
+    contenders["floor", None] = _ours(floor, columns)
+    times = _in_turns(contenders, device, cores, rounds)
+    return [_point(inner_dim, embedding_dim, times) for inner_dim in inner_dims]
 
 
 def _seeds_together(columns: Columns, device: torch.device, cores: int, rounds: int) -> dict[str, Any]:
     """How long a step of several seeds in one pass takes, beside one of a seed alone."""
     schema, (inner_dim, embedding_dim) = columns.schema, TOGETHER
     config = ModelConfig(embedding_dim, BOTTOM_MLP, TOP_MLP, inner_dim)
-    alone = build(config, len(schema.dense), schema.table_rows, None).to(device)
-    together = Together([copy.deepcopy(alone) for _ in range(SEEDS)], device)
+    alone = _build(config, schema, device)
+    together = Together([copy.deepcopy(alone)] * SEEDS, device)  # they start alike, which doesn't change the time
     one, all_seeds = ("alone", inner_dim), ("together", inner_dim)
-    contenders: dict[Name, Step] = {
-        one: _ours(alone, alone.parameters()),
-        all_seeds: _ours(together, together.parameters()),
-    }
-    feeds: dict[Name, Iterator[Batch]] = {one: _feed(columns), all_seeds: _feed(columns, SEEDS)}
-    times = _in_turns(contenders, feeds, device, cores, rounds)
+    contenders: dict[Name, Steps] = {one: _ours(alone, columns), all_seeds: _ours(together, columns, SEEDS)}
+    times = _in_turns(contenders, device, cores, rounds)
     return {
         "seeds": SEEDS,
         "inner_dim": inner_dim,
@@ -184,8 +183,7 @@ def _seeds_together(columns: Columns, device: torch.device, cores: int, rounds: 
 
 
 def _in_turns(
-    contenders: Mapping[Name, Step],
-    feeds: Mapping[Name, Iterator[Batch]],
+    contenders: Mapping[Name, Steps],
     device: torch.device,
     cores: int,
     rounds: int,
@@ -193,11 +191,11 @@ def _in_turns(
     """Milliseconds a step of each contender, one for each round."""
     times: dict[Name, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        for name, step in contenders.items():
+        for name, steps in contenders.items():
             torch.set_num_threads(cores)
             with nullcontext() if name[0] == "textbook" else threads(cores):
-                _milliseconds(step, feeds[name], WARM_UP_STEPS, device)
-                times[name].append(_milliseconds(step, feeds[name], STEPS, device))
+                _milliseconds(steps, WARM_UP_STEPS, device)
+                times[name].append(_milliseconds(steps, STEPS, device))
     return times
 
 
@@ -206,33 +204,56 @@ def _with_tables(model: DLRM, tables: Tables) -> DLRM:
     return DLRM(copy.deepcopy(model.bottom_mlp), tables, copy.deepcopy(model.top_mlp))
 
 
-def _ours(model: DLRM, parameters: Iterable[nn.Parameter]) -> Step:
-    optimizer = SGD(parameters, LEARNING_RATE)
-    return lambda batch: train_step(model, [optimizer], batch)
+def _ours(model: DLRM, columns: Columns, seeds: int = 1) -> Steps:
+    return losses(model, make_optimizers(model, TrainingConfig()), columns, _orders(columns, seeds), BATCH_SIZE)
 
 
-def _textbook(model: DLRM) -> Step:
-    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE)
-    return lambda batch: textbook_step(model, optimizer, batch)
+def _textbook(model: DLRM, columns: Columns) -> Steps:
+    optimizer = torch.optim.SGD(model.parameters(), TrainingConfig.learning_rate)
+    for order in _orders(columns):
+        for batch in columns.batches(order, BATCH_SIZE):
+            yield textbook_step(model, optimizer, batch)
 
 
-def _point(
-    inner_dim: int | None,
-    embedding_dim: int,
-    textbook: list[float],
-    ours: list[float],
-    floor: list[float],
-    single: list[float] | None,
-) -> dict[str, Any]:
+def _plain(model: DLRM, columns: Columns) -> Steps:
+    optimizers = make_optimizers(model, TrainingConfig())
+    for order in _orders(columns):
+        for batch in columns.batches(order, BATCH_SIZE):
+            yield train_step(model, optimizers, batch)
+
+
+def _kernels_of_a_step(columns: Columns, device: torch.device) -> dict[str, float]:
+    """How many kernels a GPU runs in a step of each contender, at the point of TOGETHER."""
+    inner_dim, embedding_dim = TOGETHER
+    model = _build(ModelConfig(embedding_dim, BOTTOM_MLP, TOP_MLP, inner_dim), columns.schema, device)
+    textbook = _textbook(_with_tables(model, TextbookTables(model)), columns)
+    counts: dict[str, float] = {}
+    for name, steps in (("textbook", textbook), ("plain", _plain(model, columns)), ("ours", _ours(model, columns))):
+        _milliseconds(steps, WARM_UP_STEPS, device)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            _milliseconds(steps, STEPS, device)
+        on_device = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        counts[name] = round(len(on_device) / STEPS, 1)
+    return counts
+
+
+def _build(config: ModelConfig, schema: Schema, device: torch.device) -> DLRM:
+    """A model whose weights a GPU draws itself: what it starts as doesn't change the time."""
+    with device if device.type == "cuda" else nullcontext():
+        return build(config, len(schema.dense), schema.table_rows, None).to(device)
+
+
+def _point(inner_dim: int | None, embedding_dim: int, times: Mapping[Name, list[float]]) -> dict[str, Any]:
     point: dict[str, Any] = {"inner_dim": inner_dim, "embedding_dim": embedding_dim}
-    for name, times in (("textbook", textbook), ("ours", ours), ("floor", floor)):
-        point[f"{name}_ms"] = round(statistics.median(times), 4)
-        low, _, high = statistics.quantiles(times, n=4)
+    mine = {name: found for (name, k), found in times.items() if k == inner_dim or name == "floor"}
+    for name, found in mine.items():
+        point[f"{name}_ms"] = round(statistics.median(found), 4)
+        low, _, high = statistics.quantiles(found, n=4)
         point[f"{name}_ms_quartiles"] = [round(low, 4), round(high, 4)]
-    point["textbook_over_ours"] = _median_ratio(textbook, ours)
-    point["ours_over_floor"] = _median_ratio(ours, floor)
-    if inner_dim is not None and single:
-        point["ours_over_single_layer"] = _median_ratio(ours, single)
+    point["textbook_over_ours"] = _median_ratio(mine["textbook"], mine["ours"])
+    point["ours_over_floor"] = _median_ratio(mine["ours"], mine["floor"])
+    if inner_dim is not None and ("ours", None) in times:
+        point["ours_over_single_layer"] = _median_ratio(mine["ours"], times["ours", None])
     return point
 
 
@@ -240,20 +261,20 @@ def _median_ratio(above: list[float], below: list[float]) -> float:
     return round(statistics.median(a / b for a, b in zip(above, below, strict=True)), 3)
 
 
-def _milliseconds(step: Step, feed: Iterator[Batch], steps: int, device: torch.device) -> float:
-    """Wall-clock time of a step, its batch included, mean over `steps`."""
+def _milliseconds(steps: Steps, count: int, device: torch.device) -> float:
+    """Wall-clock time of a step, its batch included, mean over `count`."""
     wait(device)
     begin = time.perf_counter()
-    for batch in itertools.islice(feed, steps):
-        step(batch)
+    for _ in itertools.islice(steps, count):
+        pass
     wait(device)
-    return (time.perf_counter() - begin) / steps * 1000
+    return (time.perf_counter() - begin) / count * 1000
 
 
-def _feed(columns: Columns, seeds: int = 1) -> Iterator[Batch]:
+def _orders(columns: Columns, seeds: int = 1) -> Iterator[Tensor]:
     for epoch in itertools.count():
-        orders = [torch.Generator().manual_seed(epoch + seed) for seed in range(seeds)]
-        yield from columns.shuffled("train", BATCH_SIZE, orders[0] if seeds == 1 else orders)
+        generators = [torch.Generator().manual_seed(epoch + seed) for seed in range(seeds)]
+        yield columns.order("train", generators[0] if seeds == 1 else generators)
 
 
 def feed_columns(table_rows: tuple[int, ...]) -> Columns:
@@ -287,24 +308,29 @@ def feed_columns(table_rows: tuple[int, ...]) -> Columns:
 def markdown(result: Mapping[str, Any]) -> str:
     """The table of a benchmark's result."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    digits = 2 if result["points"][0]["ours_ms"] > 1 else 3
+    names = ["textbook", *(["plain"] if "plain_ms" in result["points"][0] else []), "ours", "floor"]
     lines = [
         f"{result['device']}, {result['threads']} threads, {versions}; Criteo-Kaggle's 26 tables capped at "
         f"{result['max_rows']:,} rows each, batch {result['batch_size']}; medians over {result['rounds']} rounds of "
         f"{result['steps_per_round']} steps, in ms a step, and medians of the rounds' ratios.",
         "",
-        "| model | d | textbook | ours | floor | textbook / ours | ours / floor | ours / our single layer |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        f"| model | d | {' | '.join(names)} | textbook / ours | ours / floor | ours / our single layer |",
+        f"|---|--:|{'--:|' * len(names)}--:|--:|--:|",
     ]
     for point in result["points"]:
         model = "single layer" if point["inner_dim"] is None else f"MLET k={point['inner_dim']}"
-        times = " | ".join(f"{point[f'{name}_ms']:.2f}" for name in ("textbook", "ours", "floor"))
+        times = " | ".join(f"{point[f'{name}_ms']:.{digits}f}" for name in names)
         ratios = (point["textbook_over_ours"], point["ours_over_floor"], point.get("ours_over_single_layer", 1.0))
         lines.append(f"| {model} | {point['embedding_dim']} | {times} | {' | '.join(f'{r:.2f}' for r in ratios)} |")
     together = result["seeds_together"]
     lines += [
         "",
         f"{together['seeds']} seeds in one pass, MLET k={together['inner_dim']}, d={together['embedding_dim']}: "
-        f"{together['together_ms']:.2f} ms a step of all, {together['together_over_alone']:.2f} times the "
-        f"{together['alone_ms']:.2f} ms of one alone.",
+        f"{together['together_ms']:.{digits}f} ms a step of all, {together['together_over_alone']:.2f} times the "
+        f"{together['alone_ms']:.{digits}f} ms of one alone.",
     ]
+    if kernels := result.get("kernels"):
+        counted = ", ".join(f"{name} {count:g}" for name, count in kernels.items())
+        lines += ["", f"Kernels, copies and fills that the GPU runs per step at this point: {counted}."]
     return "\n".join(lines)

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,14 +75,19 @@ class Columns:
     sparse: Tensor
     label: Tensor
 
+    def arrays(self) -> tuple[Tensor, Tensor, Tensor]:
+        """dense, sparse and label."""
+        return self.dense, self.sparse, self.label
+
     @property
     def nbytes(self) -> int:
         """Bytes of all columns."""
-        return self.dense.nbytes + self.sparse.nbytes + self.label.nbytes
+        return sum(array.nbytes for array in self.arrays())
 
     def to(self, device: torch.device) -> "Columns":
         """The same columns, all of them resident on a device."""
-        return replace(self, dense=self.dense.to(device), sparse=self.sparse.to(device), label=self.label.to(device))
+        dense, sparse, label = (array.to(device) for array in self.arrays())
+        return replace(self, dense=dense, sparse=sparse, label=label)
 
     def range(self, split: str) -> tuple[int, int]:
         """First row of a split, and the row after its last."""
@@ -91,21 +98,27 @@ class Columns:
         """The rows at the given places, in memory."""
         return Batch(self.dense[chosen], self.sparse[chosen], self.label[chosen].float())
 
+    def order(self, split: str, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+        """(rows of the split,): their places in an order drawn from `generator`; with several, an axis before it."""
+        start, stop = self.range(split)
+        if isinstance(generator, torch.Generator):
+            return torch.randperm(stop - start, generator=generator) + start
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return torch.stack(list(pool.map(lambda each: self.order(split, each), generator)))
+
+    def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        """The rows at these places (..., rows), batch after batch."""
+        for chosen in order.to(self.label.device).split(batch_size, dim=-1):
+            yield self.rows(chosen)
+
     def shuffled(
-        self, split: str, batch_size: int, generator: torch.Generator | Sequence[torch.Generator], skip: int = 0
+        self, split: str, batch_size: int, generator: torch.Generator | Sequence[torch.Generator]
     ) -> Iterator[Batch]:
-        """Every row of a split once, in an order drawn from `generator`, without the first `skip` batches.
+        """Every row of a split once, in an order drawn from `generator`, batch after batch.
 
         With several generators there are as many orders, and a batch has one more axis before the others.
         """
-        start, stop = self.range(split)
-        if isinstance(generator, torch.Generator):
-            order = torch.randperm(stop - start, generator=generator)
-        else:
-            order = torch.stack([torch.randperm(stop - start, generator=each) for each in generator])
-        order = order.to(self.label.device)
-        for first in range(skip * batch_size, stop - start, batch_size):
-            yield self.rows(order[..., first : first + batch_size] + start)
+        return self.batches(self.order(split, generator), batch_size)
 
     def in_order(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Every row of a split once, in the order in which it lies on disk."""

@@ -93,6 +93,9 @@ class TrainingConfig:
     """Leave W2 as it starts."""
     optimizer: Literal["sgd", "adagrad"] = "sgd"
     """Adagrad keeps one sum of squares a row for gathered tables, and one an element for all else."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """In what the training step multiplies: tf32 (GPUs alone) all matrices; bfloat16 the MLPs and the interaction. The
+    weights, their gradients, validation and test stay float32."""
     batch_size: int = 128
     epochs: int = 1
     max_steps: int | None = None

@@ -99,6 +99,18 @@ def threads(count: int) -> Iterator[None]:
         matmul.fp32_precision = before[1]
 
 
+@contextlib.contextmanager
+def multiplying(precision: str) -> Iterator[None]:
+    """Within the block GPUs multiply float32 matrices in TF32 if `precision` says so, else in float32."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
 def _keeps_float32() -> bool:
     """Whether products of a layer's size are exact where bfloat16, with 8 bits, would round 1 + 2^-11 to 1."""
     left, right = torch.full((128, 512), 1 + 2**-11), torch.ones(512, 256)

@@ -50,6 +50,7 @@ class DotInteraction(nn.Module):
 
     def __init__(self, features: int):
         super().__init__()
+        self.vectors = features + 1
         row, column = torch.tril_indices(features + 1, features + 1, offset=-1)
         # (F(F+1)/2,): the strict lower triangle's places in a flattened (F+1) x (F+1) matrix
         self.register_buffer("pairs", row * (features + 1) + column, persistent=False)
@@ -74,7 +75,11 @@ class DLRM(nn.Module):
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
         """(B, dense columns) float and (B, F) integer -> (B,) logits."""
-        return self.top_mlp(self.interaction(self.bottom_mlp(dense), self.tables(ids))).squeeze(1)
+        return self.top_mlp(self.interaction(self.bottom_mlp(dense), self.embed(ids))).squeeze(1)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(B, F) integer -> (B, F, D): what the interaction takes from the tables."""
+        return self.tables(ids)
 
     def collapse(self) -> "DLRM":
         """The model with its MLET tables collapsed: the same MLPs (not copies), the same logits."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from dlrm_mlet.columns import Schema
-from dlrm_mlet.config import Config
+from dlrm_mlet.config import Config, ConfigError, build
 from dlrm_mlet.files import write_json
 
 FILE = "record.json"
@@ -70,7 +70,11 @@ def of_run(directory: Path, config: Config, seed: int, schema: Schema) -> Record
     found = read(directory)
     if found is None:
         return None
-    was = _flat({**found.config, "seed": found.seed, "columns": found.provenance["columns"]})
+    try:
+        config_was = resolved(found.config)
+    except ConfigError as error:
+        raise RecordError(f"{directory / FILE}: not a record: config.{error}; delete it to run again") from None
+    was = _flat({**config_was, "seed": found.seed, "columns": found.provenance["columns"]})
     now = _flat({**as_json(config), "seed": seed, "columns": schema.fingerprint})
     for key in sorted(was.keys() | now.keys()):
         if was.get(key) != now.get(key):
@@ -84,6 +88,11 @@ def of_run(directory: Path, config: Config, seed: int, schema: Schema) -> Record
 def as_json(config: Config) -> dict[str, Any]:
     """The config, resolved whole, as it is after a round through JSON."""
     return json.loads(json.dumps(asdict(config)))
+
+
+def resolved(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as a record has it, with keys that came later at their defaults. Raises ConfigError if it is none."""
+    return as_json(build(Config, config))
 
 
 def provenance(schema: Schema, device: str) -> dict[str, Any]:

@@ -53,10 +53,13 @@ class Together(DLRM):
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
         """(S, B, dense columns) float and (S, B, F) integer -> (S, B) logits."""
-        seeds, rows, features = ids.shape
-        embedded = self.tables(ids.transpose(0, 1).flatten(1)).unflatten(1, (seeds, features)).transpose(0, 1)
-        interacted = self.interaction(self.bottom_mlp(dense).flatten(0, 1), embedded.flatten(0, 1))
-        return self.top_mlp(interacted.unflatten(0, (seeds, rows))).squeeze(2)
+        interacted = self.interaction(self.bottom_mlp(dense).flatten(0, 1), self.embed(ids).flatten(0, 1))
+        return self.top_mlp(interacted.unflatten(0, ids.shape[:2])).squeeze(2)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(S, B, F) integer -> (S, B, F, D)."""
+        seeds, _, features = ids.shape
+        return self.tables(ids.transpose(0, 1).flatten(1)).unflatten(1, (seeds, features)).transpose(0, 1)
 
 
 def _stack_mlps(mlps: Sequence[nn.Module], device: torch.device) -> nn.Sequential:

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from dlrm_mlet import checkpoint, evaluation, record, spectrum
-from dlrm_mlet.columns import Batch, Columns, Schema
+from dlrm_mlet.columns import Columns, Schema
 from dlrm_mlet.config import Config, TrainingConfig
 from dlrm_mlet.device import CPU, USABLE, DeviceError, describe, free_memory, threads, wait
 from dlrm_mlet.embedding import MLETTables, Tables
 from dlrm_mlet.files import replacing
 from dlrm_mlet.model import DLRM, build, served
 from dlrm_mlet.optimizer import SGD, Adagrad, Optimizer
+from dlrm_mlet.stepping import losses
 from dlrm_mlet.together import Together
 
 STEPS_PER_LOOK = 100
@@ -32,16 +32,6 @@ DIVERGED_ABOVE = 1e6
 
 class TrainingError(ValueError):
     """A run that can't be made from what it was given."""
-
-
-def train_step(model: DLRM, optimizers: Sequence[Optimizer], batch: Batch) -> Tensor:
-    """Forward, backward, update; returns the batch's mean loss, one for each seed in it, not waited for."""
-    logits = model(batch.dense, batch.sparse)
-    loss = F.binary_cross_entropy_with_logits(logits, batch.label, reduction="none").mean(-1)
-    loss.backward(torch.ones_like(loss))  # a seed's gradient comes from its own loss alone
-    for optimizer in optimizers:
-        optimizer.step()
-    return loss.detach()
 
 
 def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
@@ -107,6 +97,8 @@ def train_together(
     `outs` has each seed's directory. This is for GPUs, which a batch of one seed leaves idle; a CPU does them faster
     one by one. A run's record states its share of the time. Raises what `train` raises.
     """
+    if config.training.precision == "tf32" and device.type == "cpu":
+        raise DeviceError('training.precision = "tf32": only GPUs have it; expected float32 or bfloat16 on a CPU')
     check_memory(config, columns.schema, device, len(outs))
     with threads(config.training.threads):
         # resident on a GPU if they fit beside the models; on the CPU they stay mapped
@@ -140,8 +132,7 @@ def _take_steps(runs: Sequence["Run"], until: int, bar: Any) -> None:
     bar.reset(first.steps)
     bar.update(step)
     started = time.perf_counter()
-    for batch in _batches(runs):
-        loss = train_step(model, optimizers, batch.to(first.device))
+    for loss in losses(model, optimizers, first.columns, _orders(runs), training.batch_size, training.precision):
         step += 1
         bar.update()
         last, at_point = step == until, step % training.evaluate_every == 0
@@ -159,14 +150,14 @@ def _take_steps(runs: Sequence["Run"], until: int, bar: Any) -> None:
             started = time.perf_counter()
 
 
-def _batches(runs: Sequence["Run"]) -> Iterator[Batch]:
-    """The batches that are left of some runs that have come equally far; of several, those of all in one."""
+def _orders(runs: Sequence["Run"]) -> Iterator[Tensor]:
+    """Of each epoch that is left of some runs that have come equally far: places of rows, (rows,) or (runs, rows)."""
     first = runs[0]
-    training, columns = first.config.training, first.columns
-    first_epoch, skip = divmod(first.step, first.steps_per_epoch)
-    for epoch in range(first_epoch, training.epochs):
-        orders = [generator(run.seed, "order", epoch) for run in runs]
-        yield from columns.shuffled("train", training.batch_size, orders[0] if len(runs) == 1 else orders, skip)
+    epoch, skip = divmod(first.step, first.steps_per_epoch)
+    for number in range(epoch, first.config.training.epochs):
+        orders = [generator(run.seed, "order", number) for run in runs]
+        order = first.columns.order("train", orders[0] if len(runs) == 1 else orders)
+        yield order[..., skip * first.config.training.batch_size :]
         skip = 0
 
 
@@ -266,7 +257,7 @@ class Run:
         state = checkpoint.read(path)
         mine = {"config": record.as_json(self.config), "seed": self.seed, "columns": self.columns.schema.as_dict()}
         for key, value in mine.items():
-            if state[key] != value:
+            if (record.resolved(state[key]) if key == "config" else state[key]) != value:
                 raise TrainingError(f"{path}: made with another {key}; delete it, or choose another --out")
         if not state["served"]:
             self.model.load_state_dict(state["model"])

@@ -16,8 +16,8 @@ def copy(clicks_directory: Path, tmp_path: Path) -> Path:
     return shutil.copytree(clicks_directory, tmp_path / "clicks")
 
 
-def shuffled_rows(columns: Columns, seed: int, skip: int = 0) -> torch.Tensor:
-    batches = list(columns.shuffled("train", 128, torch.Generator().manual_seed(seed), skip))
+def shuffled_rows(columns: Columns, seed: int) -> torch.Tensor:
+    batches = list(columns.shuffled("train", 128, torch.Generator().manual_seed(seed)))
     assert all(len(batch.label) == 128 for batch in batches[:-1])
     return torch.cat([torch.cat((b.dense, b.sparse, b.label[:, None]), dim=1) for b in batches])
 
@@ -29,7 +29,14 @@ def test_a_shuffled_split_is_every_row_once_in_an_order_of_the_seed(clicks):
     assert torch.equal(zero, again)
     assert not torch.equal(zero, one)
     assert sorted(zero.tolist()) == sorted(one.tolist()) == sorted(expected.tolist())
-    assert torch.equal(shuffled_rows(clicks, 0, skip=3), zero[3 * 128 :])
+
+
+def test_several_orders_are_each_generators_own(clicks):
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    for order, seed in zip(clicks.order("validation", generators), (3, 4), strict=True):
+        alone = clicks.order("validation", torch.Generator().manual_seed(seed))
+        assert torch.equal(order, alone)
+        assert sorted(alone.tolist()) == list(range(2400, 2700))
 
 
 def test_splits_follow_one_another(clicks):

@@ -11,8 +11,9 @@ from dlrm_mlet.config import ModelConfig
 from dlrm_mlet.device import workers
 from dlrm_mlet.model import build
 from dlrm_mlet.optimizer import SGD
+from dlrm_mlet.step import train_step
 from dlrm_mlet.together import Together
-from dlrm_mlet.training import Run, generator, memory_needed, train, train_step, train_together
+from dlrm_mlet.training import Run, generator, memory_needed, train, train_together
 from tests.test_sweep import GRID
 from tests.test_training import assert_close, assert_same_bits, stopped_at
 
