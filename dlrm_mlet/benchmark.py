@@ -230,7 +230,7 @@ def _kernels_of_a_step(columns: Columns, device: torch.device) -> dict[str, floa
     counts: dict[str, float] = {}
     for name, steps in (("textbook", textbook), ("plain", _plain(model, columns)), ("ours", _ours(model, columns))):
         _milliseconds(steps, WARM_UP_STEPS, device)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
             _milliseconds(steps, STEPS, device)
         on_device = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
         counts[name] = round(len(on_device) / STEPS, 1)

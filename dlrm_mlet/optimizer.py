@@ -5,6 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+PIECE = 1 << 13
+"""Numbers that a GPU updates in one block of threads: few enough that all of it has work."""
+
 
 class Optimizer:
     """Some parameters, and how to change them."""
@@ -46,6 +49,8 @@ class SGD(Optimizer):
             else:
                 dense.append(parameter)
                 gradients.append(gradient)
+        if dense and not dense[0].is_cpu:  # torch gives a block of threads up to 65,536 numbers of one tensor
+            dense, gradients = _in_pieces(dense), _in_pieces(each.contiguous() for each in gradients)
         if dense:
             torch._foreach_add_(dense, gradients, alpha=-self.learning_rate)
 
@@ -82,6 +87,10 @@ class Adagrad(Optimizer):
             else:
                 total += gradient.square()
                 parameter.addcdiv_(gradient, total.sqrt() + self.EPSILON, value=-self.learning_rate)
+
+
+def _in_pieces(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [piece for tensor in tensors for piece in tensor.view(-1).split(PIECE)]
 
 
 def sum_by_row(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

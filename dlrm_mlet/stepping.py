@@ -3,7 +3,9 @@
 B rows of a batch; ... nothing, or the seeds that train together.
 """
 
+import contextlib
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -78,13 +80,13 @@ class ReplayedStep:
         for _ in range(rows // batch_size):
             yield self._next()
         if rows % batch_size:
-            with multiplying(self.precision):
+            with _called(self.precision):
                 loss = self.step(self.columns, self.order[..., rows - rows % batch_size : rows])
             yield loss
 
     def _next(self) -> Tensor:
         if self.replay is None:
-            with multiplying(self.precision):
+            with _called(self.precision):
                 if self.warm_up:
                     self.warm_up -= 1
                     return self._step()
@@ -96,6 +98,15 @@ class ReplayedStep:
         with self.step.biases.begun():
             self.place.add_(self.place.shape[-1])
         return self.step(self.columns, rows)
+
+
+@contextlib.contextmanager
+def _called(precision: str) -> Iterator[None]:
+    """Around a step that isn't replayed."""
+    with multiplying(precision), warnings.catch_warnings():
+        # torch says so of its own thread for backward passes, once in a process, and means no harm
+        warnings.filterwarnings("ignore", "Attempting to run cuBLAS, but there was no current CUDA context")
+        yield
 
 
 def capture(function: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:

@@ -20,7 +20,7 @@ from dlrm_mlet.config import Experiment, Point
 from dlrm_mlet.device import CPU, USABLE, free_memory
 from dlrm_mlet.record import Record
 from dlrm_mlet.together import can_train_together
-from dlrm_mlet.training import check_memory, memory_needed, train_together
+from dlrm_mlet.training import check_device, memory_needed, train_together
 
 
 class SweepError(RuntimeError):
@@ -64,7 +64,7 @@ def sweep(
     loaded = columns.load(data)
     missing = [run for run in runs if run.record(loaded) is None]
     for config, device in itertools.product({run.point.config for run in missing}, set(devices)):
-        check_memory(config, loaded.schema, device, share=USABLE)
+        check_device(config, loaded.schema, device, share=USABLE)
     # the longest first, so that no core waits for one at the end
     jobs = sorted(_jobs(missing, loaded.schema, devices), key=lambda job: job.bytes, reverse=True)
     with tqdm(total=len(runs), initial=len(runs) - len(missing), desc="runs", unit=" runs", disable=None) as bar:

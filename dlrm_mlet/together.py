@@ -39,8 +39,6 @@ class Together(DLRM):
     """
 
     def __init__(self, models: Sequence[DLRM], device: torch.device):
-        for model in models:
-            model.cpu()  # so that the device never holds a table twice
         tables = [model.tables for model in models]
         super().__init__(
             _stack_mlps([model.bottom_mlp for model in models], device),

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,10 @@ def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
     return int(4 * (tables + activations)) + 8 * schema.rows["train"] * seeds
 
 
-def check_memory(config: Config, schema: Schema, device: torch.device, seeds: int = 1, share: float = 1.0) -> None:
-    """Raises DeviceError where so many runs together need more than this share of the device's free memory."""
+def check_device(config: Config, schema: Schema, device: torch.device, seeds: int = 1, share: float = 1.0) -> None:
+    """Raises DeviceError where the device can't do so many runs together, with this share of its free memory."""
+    if config.training.precision == "tf32" and device.type == "cpu":
+        raise DeviceError('training.precision = "tf32": a CPU has none; expected float32, bfloat16 or a GPU')
     needed, free = memory_needed(config, schema, seeds), share * free_memory(device)
     if needed > free:
         raise DeviceError(
@@ -77,7 +80,7 @@ def train(
     checkpoint holds the state at the last point of the validation curve, where `resume` goes on, on a CPU to the same
     bits. The seed decides the weights and, apart from them, the order of the rows. `bar` is a tqdm bar to move; by
     default the run draws its own. A run whose record is in `out` is not made again. Raises RecordError where the record
-    there is another run's, DeviceError where the device's memory is too small.
+    there is another run's, DeviceError where the device can't do it.
     """
     if finished := record.of_run(out, config, seed, columns.schema):
         return finished
@@ -97,15 +100,14 @@ def train_together(
     `outs` has each seed's directory. This is for GPUs, which a batch of one seed leaves idle; a CPU does them faster
     one by one. A run's record states its share of the time. Raises what `train` raises.
     """
-    if config.training.precision == "tf32" and device.type == "cpu":
-        raise DeviceError('training.precision = "tf32": only GPUs have it; expected float32 or bfloat16 on a CPU')
-    check_memory(config, columns.schema, device, len(outs))
+    check_device(config, columns.schema, device, len(outs))
     with threads(config.training.threads):
         # resident on a GPU if they fit beside the models; on the CPU they stay mapped
         beside = memory_needed(config, columns.schema, len(outs))
         if device.type != "cpu" and columns.nbytes + beside < USABLE * free_memory(device):
             columns = columns.to(device)
-        runs = [Run(config, columns, seed, out, device) for seed, out in outs.items()]
+        with ThreadPoolExecutor(len(outs)) as pool:  # a large table is drawn for seconds, by one core
+            runs = list(pool.map(lambda seed: Run(config, columns, seed, outs[seed], device), outs))
         if resume:
             for run in runs:
                 run.restore()
@@ -124,8 +126,9 @@ def _take_steps(runs: Sequence["Run"], until: int, bar: Any) -> None:
     """The steps up to `until` of some runs that have come equally far, each step once for all of them."""
     first = runs[0]
     training, step = first.config.training, first.step
-    models = [run.model for run in runs]
-    model: DLRM = models[0].to(first.device) if len(runs) == 1 else Together(models, first.device)
+    # several from the CPU's memory, so that the device never holds a table twice
+    alone = len(runs) == 1
+    model = first.model.to(first.device) if alone else Together([run.model.cpu() for run in runs], first.device)
     optimizers = make_optimizers(model, training)
     for optimizer, memory in zip(optimizers, first.memory, strict=False):
         optimizer.memory = [None if part is None else part.to(first.device) for part in memory]
