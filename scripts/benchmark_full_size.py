@@ -75,8 +75,9 @@ def main() -> None:
                         print(line(result["long"][-1]), flush=True)
         for point in experiment.points:
             seeds = len(experiment.seeds) if fits(point.config, on_disk, where, len(experiment.seeds)) else 1
-            result["grid"].append(measure(point.config, data, orders[seeds], where, options.grid_steps, validate=False))
-            print(line(result["grid"][-1]), flush=True)
+            found = measure(point.config, data, orders[seeds], where, options.grid_steps, validate=False)
+            print(line(found), flush=True)
+            result["grid"].append(found)
     out = options.out / f"full-size-{where.type}.json"
     files.write_json(out, result)
     out.with_suffix(".md").write_text(page(result, len(experiment.seeds)), encoding="utf-8")
@@ -150,7 +151,7 @@ def page(result: dict[str, Any], seeds: int) -> str:
             f"Measured by `python scripts/benchmark_full_size.py` on columns of {sum(rows.values()):,} rows, "
             f"{rows['train']:,} of them for training, and {result['table_rows']:,} table rows; python "
             f"{result['versions']['python']}, torch {result['versions']['torch']}. The columns were resident on the "
-            f"device after {result['seconds_to_load_columns']} s. An epoch is a step's time, times its number of steps; "
+            f"device after {result['seconds_to_load_columns']} s. An epoch is a step's time, times their number; "
             f"the drawing of its order comes on top, {drawn} s for {seeds} seeds. Peak memory is that of torch's "
             "tensors, columns included.",
             "",
