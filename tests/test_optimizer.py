@@ -5,7 +5,7 @@ from torch import nn
 
 from dlrm_mlet.config import ModelConfig, TrainingConfig
 from dlrm_mlet.model import build
-from dlrm_mlet.optimizer import SGD, Adagrad
+from dlrm_mlet.optimizer import SGD, Adagrad, sum_by_row
 from dlrm_mlet.training import make_optimizers
 
 
@@ -53,3 +53,15 @@ def test_each_part_has_its_own_learning_rate_and_frozen_projections_stay():
     for optimizer in optimizers:
         optimizer.step()
     assert torch.equal(model.tables.projections[0], before)
+
+
+def test_sums_by_row_are_what_coalescing_gives_bit_for_bit():
+    generator = torch.Generator().manual_seed(0)
+    rows, values = torch.randint(9, (64,), generator=generator), torch.randn(64, 4, generator=generator)
+    summed_rows, sums = sum_by_row(rows, values)
+    expected = torch.sparse_coo_tensor(rows[None], values, (9, 4), check_invariants=True).coalesce()
+    distinct = len(expected.values())
+    assert torch.equal(summed_rows[:distinct], expected.indices()[0])
+    assert torch.equal(sums[:distinct], expected.values())
+    assert len(sums) == 64
+    assert not sums[distinct:].any()

@@ -6,12 +6,15 @@ import itertools
 import pytest
 import torch
 
+from dlrm_mlet import stepping
 from dlrm_mlet.config import ModelConfig, TrainingConfig
+from dlrm_mlet.device import DeviceError
 from dlrm_mlet.model import build
 from dlrm_mlet.step import FusedStep, train_step
 from dlrm_mlet.stepping import losses
 from dlrm_mlet.together import Together
-from dlrm_mlet.training import generator, make_optimizers
+from dlrm_mlet.training import generator, make_optimizers, train
+from tests.conftest import GPUS
 
 STEPS = 100
 MODELS = [
@@ -75,3 +78,42 @@ def test_seeds_together_have_the_same_step_written_out(clicks, inner_dim, device
         torch.testing.assert_close(fused_step(columns, rows), loss)
     for one, other in zip(plain.parameters(), fused.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("inner_dim", [None, 16])
+def test_bfloat16_changes_a_step_by_its_rounding_and_leaves_the_weights_whole(clicks, inner_dim, device):
+    shape, schedule = ModelConfig(4, (16,), (32, 16), inner_dim), TrainingConfig(learning_rate=0.05)
+    runs = []
+    for precision in ("float32", "bfloat16"):
+        model = build(shape, 2, clicks.schema.table_rows, generator(0, "weights")).to(device)
+        orders = [clicks.order("train", generator(0, "order"))]
+        made = losses(model, make_optimizers(model, schedule), clicks.to(device), orders, 64, precision)
+        runs.append((torch.stack(list(made)), model))
+    (whole, _), (rounded, model) = runs
+    assert len(whole) == 38
+    difference = (whole - rounded).abs().cpu()
+    assert 0 < difference.mean() < 0.02 * whole.cpu().mean()  # bfloat16 has 8 bits
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_tf32_is_refused_on_a_cpu_before_anything_is_written(clicks, small_mlet, tmp_path):
+    fast = dataclasses.replace(small_mlet, training=dataclasses.replace(small_mlet.training, precision="tf32"))
+    with pytest.raises(DeviceError, match=r'training\.precision = "tf32": a CPU has none'):
+        train(fast, clicks, 0, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+@pytest.mark.parametrize("device", GPUS, indirect=True)
+def test_rows_that_stream_in_lots_make_the_same_steps_as_resident_ones(clicks, seeds, device, monkeypatch):
+    monkeypatch.setattr(stepping, "LOT_BYTES", 20_000)  # several lots an epoch, the last of them short
+    shape, schedule = ModelConfig(4, (16,), (32,), inner_dim=16), TrainingConfig(learning_rate=0.05)
+    found = []
+    for columns in (clicks.to(device), clicks):
+        made = [build(shape, 2, clicks.schema.table_rows, generator(seed, "weights")) for seed in seeds]
+        model = made[0].to(device) if len(seeds) == 1 else Together(made, device)
+        generators = [[generator(seed, "order", epoch) for seed in seeds] for epoch in range(2)]
+        orders = [clicks.order("train", each if len(each) > 1 else each[0]) for each in generators]
+        found.append(torch.stack(list(losses(model, make_optimizers(model, schedule), columns, orders, 64))).cpu())
+    assert found[0].shape[0] == 2 * 38
+    torch.testing.assert_close(*found)

@@ -178,15 +178,14 @@ def test_a_run_on_a_gpu_is_that_on_the_cpu_up_to_rounding(
     assert {value.device.type for value in saved["model"].values()} == {"cpu"}
 
 
-@pretend_gpu.INSTEAD
-def test_columns_that_do_not_fit_a_gpu_are_read_from_the_disk(clicks, small_mlet, tmp_path, monkeypatch):
+@pytest.mark.parametrize("device", GPUS, indirect=True)
+def test_columns_that_do_not_fit_a_gpu_are_read_from_the_disk(clicks, small_mlet, tmp_path, monkeypatch, device):
     small_mlet = dataclasses.replace(small_mlet, training=dataclasses.replace(small_mlet.training, learning_rate=0.02))
     train(small_mlet, clicks, 0, tmp_path / "cpu")
     needed = training.memory_needed(small_mlet, clicks.schema)
     monkeypatch.setattr(training, "free_memory", lambda device: needed + clicks.nbytes)
     monkeypatch.setattr(Columns, "to", None)
-    with PretendGPU():
-        train(small_mlet, clicks, 0, tmp_path / "gpu", device=torch.device(pretend_gpu.NAME))
+    train(small_mlet, clicks, 0, tmp_path / "gpu", device=device)
     assert_close(tmp_path / "cpu", tmp_path / "gpu")
 
 
@@ -288,3 +287,13 @@ def test_a_run_that_diverges_says_so_and_leaves_no_model(clicks, small_mlet, tmp
     assert (record.status, record.metrics, record.bytes) == ("diverged", None, sizes)
     assert (tmp_path / "wild" / "record.json").exists()
     assert not (tmp_path / "wild" / "checkpoint.pt").exists()
+
+
+def test_a_run_of_before_a_key_of_the_config_came_is_the_same_run(clicks, small_mlet, tmp_path):
+    train(small_mlet, clicks, 0, tmp_path)
+    path = tmp_path / "record.json"
+    old = json.loads(path.read_text())
+    del old["config"]["training"]["precision"]
+    path.write_text(json.dumps(old))
+    assert train(small_mlet, clicks, 0, tmp_path).metrics == old["metrics"]
+    assert json.loads(path.read_text()) == old
