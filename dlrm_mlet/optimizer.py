@@ -80,7 +80,11 @@ class Adagrad(Optimizer):
                 shape = (len(parameter), 1) if gradient.is_sparse else parameter.shape
                 total = self.memory[i] = parameter.new_zeros(shape)
             if gradient.is_sparse:
-                rows, values = sum_by_row(gradient._indices()[0], gradient._values())
+                if parameter.is_cpu:
+                    gradient = gradient.coalesce()
+                    rows, values = gradient.indices()[0], gradient.values()
+                else:  # where the CPU would have to wait for the number of rows
+                    rows, values = sum_by_row(gradient._indices()[0], gradient._values())
                 total.index_add_(0, rows, values.square().mean(dim=1, keepdim=True))
                 denominator = total.index_select(0, rows).sqrt() + self.EPSILON
                 parameter.index_add_(0, rows, -self.learning_rate * values / denominator)
@@ -96,8 +100,8 @@ def _in_pieces(tensors: Iterable[Tensor]) -> list[Tensor]:
 def sum_by_row(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """(uses,) rows and (uses, width) values -> as many of both: each row once with the sum of its values, then zeros.
 
-    So their number is known beforehand, as a GPU's graph needs it; `coalesce` would make the CPU wait for it. What is
-    left over says row 0, and adds nothing to it.
+    What `coalesce` gives, but their number is known beforehand, as a GPU's graph needs it. What is left over says row 0,
+    and adds nothing to it.
     """
     rows, order = rows.sort(stable=True)
     place = torch.cat((rows.new_zeros(1), (rows[1:] != rows[:-1]).cumsum(0)))  # of each use, among the distinct rows
