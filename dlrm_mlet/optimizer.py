@@ -100,8 +100,8 @@ def _in_pieces(tensors: Iterable[Tensor]) -> list[Tensor]:
 def sum_by_row(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """(uses,) rows and (uses, width) values -> as many of both: each row once with the sum of its values, then zeros.
 
-    What `coalesce` gives, but their number is known beforehand, as a GPU's graph needs it. What is left over says row 0,
-    and adds nothing to it.
+    What `coalesce` gives, but their number is known beforehand, as a GPU's graph needs it. What is left over says row
+    0, and adds nothing to it.
     """
     rows, order = rows.sort(stable=True)
     place = torch.cat((rows.new_zeros(1), (rows[1:] != rows[:-1]).cumsum(0)))  # of each use, among the distinct rows
