@@ -96,8 +96,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _preprocess(options: argparse.Namespace) -> None:
-    from dlrm_mlet import datasets
-    from dlrm_mlet.preprocess import preprocess
+    from dlrm_mlet.data import datasets
+    from dlrm_mlet.data.preprocess import preprocess
 
     dataset = datasets.load(options.dataset)
     out = options.out or DATA / dataset.name
@@ -109,15 +109,17 @@ def _preprocess(options: argparse.Namespace) -> None:
 
 
 def _synthesize(options: argparse.Namespace) -> None:
-    from dlrm_mlet.synthetic import synthesize
+    from dlrm_mlet.data.synthetic import synthesize
 
     synthesize(options.dataset, options.rows, options.out, options.seed)
     print(f"{options.out}: {options.rows:,} rows of {options.dataset}'s format, {options.out.stat().st_size:,} bytes")
 
 
 def _train(options: argparse.Namespace) -> None:
-    from dlrm_mlet import columns, config, device
-    from dlrm_mlet.training import train
+    from dlrm_mlet import config
+    from dlrm_mlet.data import columns
+    from dlrm_mlet.training import device
+    from dlrm_mlet.training.run import train
 
     experiment = config.load(options.config, options.set)
     if len(experiment.points) > 1:
@@ -135,8 +137,12 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from dlrm_mlet import columns, config, device, results, tuning
-    from dlrm_mlet.sweep import sweep
+    from dlrm_mlet import config
+    from dlrm_mlet.data import columns
+    from dlrm_mlet.reporting import results
+    from dlrm_mlet.sweeping import tuning
+    from dlrm_mlet.sweeping.sweep import sweep
+    from dlrm_mlet.training import device
 
     experiment = config.load(options.config)
     out = options.out or ROOT / experiment.dataset / options.config.stem
@@ -149,7 +155,7 @@ def _sweep(options: argparse.Namespace) -> None:
     runs = sweep(experiment, data, out, devices)
     written += results.write_all(out, [(run.point, record) for run, record in runs], columns.load(data).schema)
 
-    from dlrm_mlet import report
+    from dlrm_mlet.reporting import report
 
     written += report.draw(out.with_name(f"{out.name}.csv"), out.parent)
     diverged = sum(record.status == "diverged" for _, record in runs)
@@ -157,7 +163,8 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _spectrum(options: argparse.Namespace) -> None:
-    from dlrm_mlet import checkpoint, spectrum
+    from dlrm_mlet.tables import spectrum
+    from dlrm_mlet.training import checkpoint
 
     served = checkpoint.load(options.checkpoint)
     schema = served.columns
@@ -169,8 +176,9 @@ def _spectrum(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from dlrm_mlet import checkpoint, columns
-    from dlrm_mlet.export import export_served
+    from dlrm_mlet.data import columns
+    from dlrm_mlet.serving.export import export_served
+    from dlrm_mlet.training import checkpoint
 
     served = checkpoint.load(options.checkpoint)
     data = columns.load(options.data or DATA / served.columns.dataset)
@@ -183,8 +191,8 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from dlrm_mlet import datasets
-    from dlrm_mlet.predict import open_model, predict
+    from dlrm_mlet.data import datasets
+    from dlrm_mlet.serving.predict import open_model, predict
 
     model = open_model(options.model)
     dataset = datasets.load(options.dataset) if options.dataset else None
@@ -195,7 +203,9 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    from dlrm_mlet import benchmark, device, files
+    from dlrm_mlet import files
+    from dlrm_mlet.sweeping import benchmark
+    from dlrm_mlet.training import device
 
     where = device.find(options.device)
     out = options.out or ROOT / "benchmarks" / f"step-{where.type}.json"
@@ -206,8 +216,9 @@ def _benchmark(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from dlrm_mlet import files, reproduction
-    from dlrm_mlet.report import report
+    from dlrm_mlet import files
+    from dlrm_mlet.reporting import reproduction
+    from dlrm_mlet.reporting.report import report
 
     for path in report(options.directory, options.out):
         print(path)

@@ -18,13 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlrm_mlet import columns, config, device, evaluation, files
-from dlrm_mlet.columns import Columns
+from dlrm_mlet import config, files
 from dlrm_mlet.config import Config
-from dlrm_mlet.model import build
-from dlrm_mlet.stepping import losses
-from dlrm_mlet.together import Together
-from dlrm_mlet.training import generator, make_optimizers, memory_needed
+from dlrm_mlet.data import columns
+from dlrm_mlet.data.columns import Columns
+from dlrm_mlet.training import device, evaluation
+from dlrm_mlet.training.model import build
+from dlrm_mlet.training.run import generator, make_optimizers, memory_needed
+from dlrm_mlet.training.stepping import losses
+from dlrm_mlet.training.together import Together
 
 LONG = ((64, 16), (128, 64))
 """(k, d) of the points that take many steps."""

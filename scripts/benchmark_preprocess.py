@@ -21,11 +21,11 @@ import numpy as np
 import polars as pl
 import torch
 
-from dlrm_mlet.datasets import CRITEO_KAGGLE
-from dlrm_mlet.device import describe
+from dlrm_mlet.data.datasets import CRITEO_KAGGLE
+from dlrm_mlet.data.preprocess import preprocess
+from dlrm_mlet.data.synthetic import synthesize
 from dlrm_mlet.files import write_json
-from dlrm_mlet.preprocess import preprocess
-from dlrm_mlet.synthetic import synthesize
+from dlrm_mlet.training.device import describe
 
 
 def parse_only(raw: Path, rows: int, out: Path) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 
-from dlrm_mlet import checkpoint, columns
-from dlrm_mlet.device import describe
-from dlrm_mlet.export import export_served
+from dlrm_mlet.data import columns
 from dlrm_mlet.files import replacing, write_json
-from dlrm_mlet.report import spread
+from dlrm_mlet.reporting.report import spread
+from dlrm_mlet.serving.export import export_served
+from dlrm_mlet.training import checkpoint
+from dlrm_mlet.training.device import describe
 
 MODELS = (
     ("single layer, d=64", "single/embedding_dim=64", False),

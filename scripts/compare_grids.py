@@ -1,6 +1,6 @@
 """The same grid from two devices -> a Markdown table: point by point, whether they differ by more than seeds do.
 
-python scripts/compare_grids.py results/flights/paper-grid.csv results/benchmarks/flights-grid-cuda.csv
+python scripts/compare_grids.py results/flights/paper-grid.csv results/flights/paper-grid-h200.csv
 """
 
 import argparse
@@ -8,8 +8,8 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from dlrm_mlet import results
-from dlrm_mlet.results import Row
+from dlrm_mlet.reporting import results
+from dlrm_mlet.reporting.results import Row
 
 MEASURE = "validation_auc"
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dlrm_mlet.embedding import make_tables
 from dlrm_mlet.files import replacing
-from dlrm_mlet.spectrum import predicted_change
+from dlrm_mlet.tables.spectrum import predicted_change
+from dlrm_mlet.tables.stacked import make_tables
 
 ROWS, INNER_DIM, EMBEDDING_DIM, RANK = 200, 16, 4, 4
 LEARNING_RATE = 1e-4

@@ -14,10 +14,12 @@ from torch_rechub.basic.features import DenseFeature, SparseFeature
 from torch_rechub.models.ranking import DCN
 from tqdm import tqdm
 
-from dlrm_mlet import collapse, columns, convert, metrics
-from dlrm_mlet.columns import Batch, Columns
-from dlrm_mlet.export import check, export, open_session
-from dlrm_mlet.quantize import quantize
+from dlrm_mlet import collapse, convert
+from dlrm_mlet.data import columns
+from dlrm_mlet.data.columns import Batch, Columns
+from dlrm_mlet.serving.export import check, export, open_session
+from dlrm_mlet.tables.quantize import quantize
+from dlrm_mlet.training import metrics
 
 BATCH = 512
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlrm_mlet.columns import Columns, load
 from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
-from dlrm_mlet.datasets import Dataset
-from dlrm_mlet.preprocess import preprocess
-from dlrm_mlet.training import train
+from dlrm_mlet.data.columns import Columns, load
+from dlrm_mlet.data.datasets import Dataset
+from dlrm_mlet.data.preprocess import preprocess
+from dlrm_mlet.training.run import train
 from tests import pretend_gpu
 
 CLICKS = Dataset(

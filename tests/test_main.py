@@ -86,5 +86,6 @@ def test_a_finished_run_is_not_overwritten(here, capsys):
 
 
 def test_training_needs_no_table_reader_and_no_plotting():
-    code = "import sys, dlrm_mlet.benchmark, dlrm_mlet.sweep; print({'polars', 'matplotlib'} & set(sys.modules))"
+    modules = "dlrm_mlet.sweeping.benchmark, dlrm_mlet.sweeping.sweep"
+    code = f"import sys, {modules}; print({{'polars', 'matplotlib'}} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

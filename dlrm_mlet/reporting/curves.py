@@ -1,0 +1,140 @@
+"""Rows of results -> curves over the dimension d, and what sets them apart: factors, paired differences, intervals."""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+from dlrm_mlet.reporting.results import Row
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The points of one model over the dimension d: the single layer, or MLET with one k, or another arm."""
+
+    label: str
+    arm: str
+    inner_dim: str
+    """As in the table: empty for a single layer."""
+    points: dict[int, list[Row]]
+    """d -> the runs that finished, by seed."""
+    diverged: dict[int, int]
+    """d -> how many runs diverged."""
+
+    @property
+    def single(self) -> bool:
+        """Whether this is the plain single layer, with which all else is compared."""
+        return not self.inner_dim and self.arm in ("", "single")
+
+    def values(self, d: int, measure: str) -> list[float]:
+        """A measure at d, a value a seed."""
+        return [row.measures[measure] for row in self.points[d]]
+
+    def mean(self, d: int, measure: str) -> float:
+        """The measure's mean over seeds at d."""
+        return statistics.fmean(self.values(d, measure))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean of paired differences over n seeds, with its sample standard deviation and 95 % confidence interval."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        if self.n < 2:
+            return f"{self.mean:+.4f}"
+        return f"{self.mean:+.4f} ± {self.std:.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
+
+def difference(values: Sequence[float]) -> Difference:
+    """Of at least one value; the interval is Student's, and without bounds for a single one."""
+    mean, n = statistics.fmean(values), len(values)
+    std = statistics.stdev(values) if n > 1 else math.nan
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n) if n > 1 else math.inf
+    return Difference(mean, std, mean - reach, mean + reach, n)
+
+
+def make_curves(rows: Sequence[Row]) -> list[Curve]:
+    """The runs gathered by what they share, in the table's order."""
+    curves = []
+    for series in dict.fromkeys(row.series for row in rows):
+        mine = [row for row in rows if row.series == series]
+        dimensions = sorted({row.embedding_dim for row in mine})
+        finished = {d: [row for row in mine if row.embedding_dim == d and row.measures] for d in dimensions}
+        diverged = {d: sum(row.embedding_dim == d and not row.measures for row in mine) for d in dimensions}
+        curves.append(
+            Curve(
+                label=_label(mine[0], rows),
+                arm=mine[0].arm,
+                inner_dim=mine[0].inner_dim,
+                points={d: found for d, found in finished.items() if found},
+                diverged={d: count for d, count in diverged.items() if count},
+            )
+        )
+    return curves
+
+
+def _label(row: Row, rows: Sequence[Row]) -> str:
+    """The model's name, and those settings that its arm has several of."""
+    parts = [model_name(row.arm, row.inner_dim)]
+    for key, value in row.settings.items():
+        if len({other.settings[key] for other in rows if other.arm == row.arm}) > 1:
+            parts.append(f"{key.replace('_', ' ')} {value}")
+    return ", ".join(parts)
+
+
+def model_name(arm: str, inner_dim: str) -> str:
+    """single layer, MLET k=64, or the arm's own name."""
+    plain = {"": "MLET" if inner_dim else "single layer", "single": "single layer", "mlet": "MLET"}
+    return plain.get(arm, arm.replace("-", " ")) + (f" k={inner_dim}" if inner_dim else "")
+
+
+def shrink_factors(curve: Curve, single: Curve, measure: str) -> dict[int, tuple[int, float] | None]:
+    """For each d of the single layer: the curve's smallest d that is as good in the mean, and the factor between them.
+
+    None where no measured d of the curve is as good. Only measured points count: nothing is interpolated.
+    """
+    as_good: Callable[[float, float], bool] = float.__ge__ if measure.endswith("auc") else float.__le__
+    factors: dict[int, tuple[int, float] | None] = {}
+    for wide in single.points:
+        goal = single.mean(wide, measure)
+        enough = [d for d in curve.points if as_good(curve.mean(d, measure), goal)]
+        factors[wide] = (min(enough), wide / min(enough)) if enough else None
+    return factors
+
+
+def paired_gains(better: Sequence[Row], base: Sequence[Row], measure: str) -> list[float]:
+    """How much better the first runs are than the second, seed by seed where both have one; positive is better."""
+    sign = 1 if measure.endswith("auc") else -1
+    known: Mapping[int, float] = {row.seed: row.measures[measure] for row in base}
+    return [sign * (row.measures[measure] - known[row.seed]) for row in better if row.seed in known]
+
+
+def gains(curve: Curve, single: Curve, d: int, measure: str) -> list[float]:
+    """The paired gains of a curve at d over the single layer at the same d; empty where one of them has no run."""
+    return paired_gains(curve.points.get(d, []), single.points.get(d, []), measure)
+
+
+def zero_cost(curves: Sequence[Curve], single: Curve, measure: str) -> list[tuple[Curve, int, int, Difference]]:
+    """MLET at (k, d) against the single layer at a wider d' >= k: no larger in training, and smaller when served.
+
+    (paper, section 4.) Curve, d, d' and the gain, where the mean gain is positive.
+    """
+    found = []
+    for curve in curves:
+        for wide in single.points if curve.inner_dim.isdigit() else ():
+            for d in curve.points:
+                if int(curve.inner_dim) <= wide and d < wide:
+                    gain = difference(paired_gains(curve.points[d], single.points[wide], measure))
+                    if gain.mean > 0:
+                        found.append((curve, d, wide, gain))
+    return found

@@ -1,0 +1,238 @@
+"""Curves and measurements -> figures, as PNG and SVG, the same bytes each time."""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from dlrm_mlet.files import replacing
+from dlrm_mlet.reporting.curves import Curve, model_name
+from dlrm_mlet.reporting.results import Row, Spectrum
+
+NAMES = {"auc": "AUC", "log_loss": "LogLoss (nats)"}
+MARKERS = "s^Dv<>P*Xdph"
+STYLE: Any = {
+    "font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "svg.hashsalt": "dlrm_mlet",
+    "axes.spines.top": False, "axes.spines.right": False,
+}  # fmt: skip
+
+
+@contextmanager
+def _figure(path: Path, panels: int, title: str, width: float = 6.4, height: float = 4.4) -> Iterator[Sequence[Axes]]:
+    """Panels side by side to draw on, written to `path`.png and .svg afterwards."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, panels, figsize=(width * panels, height), squeeze=False, layout="constrained")
+        yield axes[0]
+        figure.suptitle(title, fontsize=10)
+        for file in files(path):
+            with replacing(file) as partial:
+                # without the date and the version, the same results give the same bytes
+                plain = {"Date": None} if file.suffix == ".svg" else {"Software": None}
+                figure.savefig(partial, format=file.suffix[1:], dpi=150, metadata=plain)
+        plt.close(figure)
+
+
+def files(path: Path) -> list[Path]:
+    """The files of a figure."""
+    return [path.parent / f"{path.name}.png", path.parent / f"{path.name}.svg"]
+
+
+def _look(i: int, count: int) -> dict[str, Any]:
+    # from dark to light, so that curves are told apart in grey too, and from the single layer's black
+    shade = 0.2 + 0.7 * i / (count - 1) if count > 1 else 0.5
+    return {"color": matplotlib.colormaps["viridis"](shade), "marker": MARKERS[i % len(MARKERS)]}
+
+
+def over_dimension(curves: Sequence[Curve], measures: Sequence[str], name: str, path: Path) -> None:
+    """Each measure against d, one curve a model, the single layer dashed; error bars are standard deviations."""
+    seeds = sorted({len(found) for curve in curves for found in curve.points.values()})
+    n = f"n = {seeds[0]}" if len(seeds) == 1 else f"n = {seeds[0]} to {seeds[-1]}"
+    with _figure(path, len(measures), f"{name}: mean ± standard deviation over seeds, {n}") as axes:
+        for ax, measure in zip(axes, measures, strict=True):
+            _curves(ax, curves, measure)
+
+
+def _curves(ax: Axes, curves: Sequence[Curve], measure: str) -> None:
+    others = [curve for curve in curves if not curve.single]
+    for i, curve in enumerate(curves):
+        means = [curve.mean(d, measure) for d in curve.points]
+        bars = [statistics.stdev(v) if len(v := curve.values(d, measure)) > 1 else 0.0 for d in curve.points]
+        if curve.single:
+            look: dict[str, Any] = {"color": "black", "linestyle": "--", "zorder": 3, "marker": "o"}
+        else:
+            look = _look(others.index(curve), len(others))
+        # each curve a little aside, so that error bars don't hide one another
+        beside = [d * 2 ** (0.03 * (i - len(curves) / 2)) for d in curve.points]
+        for place, d in zip(beside, curve.points, strict=True):  # each seed as a dot: a mean can hide one far off
+            values = curve.values(d, measure)
+            ax.plot([place] * len(values), values, ".", markersize=3, alpha=0.6, color=look["color"], zorder=4)
+        ax.errorbar(beside, means, yerr=bars, capsize=3, label=curve.label, **look)
+    ticks = sorted({d for curve in curves for d in curve.points})
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ticks, [str(d) for d in ticks])
+    split, _, metric = measure.partition("_")
+    ax.set_xlabel("embedding dimension d (what is served)")
+    ax.set_ylabel(f"{split} {NAMES[metric]}")
+    ax.legend(frameon=False, fontsize=8 if len(curves) > 5 else 10)
+
+
+def over_bytes(rows: Sequence[Row], name: str, path: Path) -> None:
+    """Validation AUC against served bytes, one curve an arm, and the Pareto front as a line beneath."""
+    points = by_bytes(rows)
+    with _figure(path, 1, f"{name}: mean ± standard deviation over seeds", width=9, height=5.4) as (ax,):
+        front = pareto(points)
+        sizes, best = [point[1] for point in front], [point[2] for point in front]
+        ax.step(sizes, best, where="post", color="0.8", linewidth=5, label="Pareto front")
+        arms = list(dict.fromkeys(point[0] for point in points))
+        for i, arm in enumerate(arms):
+            mine = sorted(point[1:] for point in points if point[0] == arm)
+            sizes, means, bars = (list(column) for column in zip(*mine, strict=True))
+            line = "" if arm in ("hashed", "quotient-remainder", "mixed-dimension") else "-"
+            ax.errorbar(sizes, means, yerr=bars, capsize=2, linestyle=line, label=arm, **_look(i, len(arms)))
+        ax.set_xscale("log", base=2)
+        smallest, largest = (extreme(point[1] for point in points) for extreme in (min, max))
+        ticks = [2**power for power in range(10, 40) if smallest <= 2 ** (power + 1) and 2 ** (power - 1) <= largest]
+        ax.set_xticks(ticks, [f"{tick // 1024}" for tick in ticks])
+        means = [point[2] for point in points]
+        # by the means: the bars of a point of which some seeds fail would press all else together
+        margin = 0.15 * (max(means) - min(means)) or 0.01
+        ax.set_ylim(min(means) - margin, max(means) + margin)
+        ax.set_xlabel("tables as served (KiB)")
+        ax.set_ylabel("validation AUC")
+        ax.legend(frameon=False, fontsize=8, ncols=2)
+
+
+def by_bytes(rows: Sequence[Row]) -> list[tuple[str, int, float, float]]:
+    """Arm, served bytes, mean and standard deviation of validation AUC, for each point that has a finished run."""
+    points = []
+    for key in dict.fromkeys((row.series, row.embedding_dim) for row in rows if row.measures):
+        mine = [row for row in rows if (row.series, row.embedding_dim) == key and row.measures]
+        values = [row.measures["validation_auc"] for row in mine]
+        std = statistics.stdev(values) if len(values) > 1 else 0.0
+        points.append((mine[0].arm, mine[0].served_table_bytes, statistics.fmean(values), std))
+    return points
+
+
+def pareto(points: Sequence[tuple[str, int, float, float]]) -> list[tuple[str, int, float, float]]:
+    """The points that no other beats in both bytes and mean, from the smallest to the largest."""
+    front: list[tuple[str, int, float, float]] = []
+    for point in sorted(points, key=lambda p: (p[1], -p[2])):
+        if not front or point[2] > front[-1][2]:
+            front.append(point)
+    return front
+
+
+def spectra(found: Sequence[Spectrum], name: str, path: Path) -> None:
+    """Singular values at the end of training as shares of the largest, at the widest d, for the 3 largest tables."""
+    d, last = max(s.embedding_dim for s in found), max(s.step for s in found)
+    found = [s for s in found if (s.embedding_dim, s.step) == (d, last)]
+    models = list(dict.fromkeys(model_name(s.arm, s.inner_dim) for s in found))
+    title = f"{name}: singular values at the end of training, d = {d}, mean and range over seeds"
+    with _figure(path, 3, title, width=4.4) as axes:
+        for ax, (feature, n) in zip(axes, largest_tables(found)[:3], strict=False):
+            for i, model in enumerate(models):
+                mine = [s for s in found if s.feature == feature and model_name(s.arm, s.inner_dim) == model]
+                shares = list(zip(*([value / s.values[0] for value in s.values] for s in mine), strict=True))
+                means = [statistics.fmean(share) for share in shares]
+                low = [mean - min(share) for mean, share in zip(means, shares, strict=True)]
+                high = [max(share) - mean for mean, share in zip(means, shares, strict=True)]
+                beside = [rank + 0.12 * (i - (len(models) - 1) / 2) for rank in range(1, d + 1)]
+                ax.errorbar(beside, means, yerr=[low, high], capsize=2, label=model, **_look(i, len(models)))
+            ax.axhline(0.01, color="black", linestyle=":", linewidth=1, label="the paper's 1 %")
+            ax.set_yscale("log")
+            ax.set_xlabel("singular value, from the largest")
+            ax.set_ylabel("share of the largest")
+            ax.set_title(f"{feature}, n = {n:,}", fontsize=10)
+        axes[0].legend(frameon=False, fontsize=8)
+
+
+def largest_tables(found: Sequence[Spectrum]) -> list[tuple[str, int]]:
+    """Features and their n, from the largest table down."""
+    return sorted({(s.feature, s.num_embeddings) for s in found}, key=lambda pair: -pair[1])
+
+
+def growth(found: Sequence[Spectrum], name: str, path: Path) -> None:
+    """The singular values of the table that grew most against the step, one panel a model, at the widest d."""
+    d = max(s.embedding_dim for s in found)
+    found = [s for s in found if s.embedding_dim == d]
+    feature, n = max(largest_tables(found), key=lambda table: _grown(found, table[0]))
+    models = list(dict.fromkeys(model_name(s.arm, s.inner_dim) for s in found))
+    title = f"{name}: growth of the singular values of {feature} (n = {n:,}), the most of all, d = {d}, mean over seeds"
+    with _figure(path, len(models), title, width=4.4) as axes:
+        for ax, model in zip(axes, models, strict=True):
+            mine = [s for s in found if s.feature == feature and model_name(s.arm, s.inner_dim) == model]
+            steps = sorted({s.step for s in mine})
+            for rank in range(d):
+                means = [statistics.fmean(s.values[rank] for s in mine if s.step == step) for step in steps]
+                ax.plot(steps, means, label=f"{rank + 1}", **_look(rank, d))
+            ax.set_xlabel("step")
+            ax.set_ylabel("singular value")
+            ax.set_title(model, fontsize=10)
+        axes[0].legend(frameon=False, fontsize=8, ncols=2, title="from the largest")
+        limits = [limit for ax in axes for limit in ax.get_ylim()]
+        for ax in axes:
+            ax.set_ylim(0, max(limits))
+
+
+def _grown(found: Sequence[Spectrum], feature: str) -> float:
+    """How much larger the largest singular values of a table are at the end than at the start, in the mean."""
+    ends = [[s.values[0] for s in found if (s.feature, s.step) == (feature, step)]
+            for step in (min(s.step for s in found), max(s.step for s in found))]  # fmt: skip
+    return statistics.fmean(ends[1]) - statistics.fmean(ends[0])
+
+
+def equation_6(changes: Sequence[Mapping[str, str]], path: Path) -> None:
+    """Measured against predicted change of each singular value in a step, one panel a start."""
+    starts = list(dict.fromkeys(change["start"] for change in changes))
+    layers = sorted({change["layers"] for change in changes})
+    with _figure(path, len(starts), "equation 6 on a linear problem: change of each singular value in one step",
+                 width=5.4) as axes:  # fmt: skip
+        for ax, start in zip(axes, starts, strict=True):
+            for i, count in enumerate(layers):
+                mine = [c for c in changes if (c["start"], c["layers"]) == (start, count)]
+                x, y = ([abs(float(c[key])) for c in mine] for key in ("predicted", "measured"))
+                look = _look(i, len(layers))
+                ax.plot(x, y, look["marker"], color=look["color"], markersize=3, alpha=0.6, label=f"N = {count}")
+            ends = [min(abs(float(c["predicted"])) for c in changes), max(abs(float(c["predicted"])) for c in changes)]
+            ax.plot(ends, ends, color="black", linewidth=1)
+            ax.set_xscale("log")
+            ax.set_yscale("log")
+            ax.set_xlabel("predicted by equation 6")
+            ax.set_ylabel("measured")
+            ax.set_title(start, fontsize=10)
+            ax.legend(frameon=False)
+
+
+def steps(result: Mapping[str, Any], path: Path) -> None:
+    """Table 2: a step's time at each point, the textbook's, ours and the floor's; on a GPU the plain step's too."""
+    points = result["points"]
+    looks = {"textbook": "0.75", "plain": "#35b779", "ours": "#31688e", "floor": "0.1"}
+    names = [name for name in looks if f"{name}_ms" in points[0]]
+    width = 0.8 / len(names)
+    title = f"{result['device']}: median and quartiles over {result['rounds']} rounds"
+    with _figure(path, 1, title, width=9) as (ax,):
+        places = range(len(points))
+        for i, name in enumerate(names):
+            medians = [point[f"{name}_ms"] for point in points]
+            quartiles = [point[f"{name}_ms_quartiles"] for point in points]
+            below = [max(m - low, 0) for m, (low, _) in zip(medians, quartiles, strict=True)]
+            above = [max(high - m, 0) for m, (_, high) in zip(medians, quartiles, strict=True)]
+            at = [place + (i - (len(names) - 1) / 2) * width for place in places]
+            ax.bar(at, medians, width, yerr=[below, above], capsize=1.5, label=name, color=looks[name])
+        ax.set_xticks(places, [f"{point['inner_dim'] or '–'}\n{point['embedding_dim']}" for point in points])
+        ax.set_xlabel("inner dimension k (–: single layer), and below it the embedding dimension d")
+        ax.set_ylabel(f"ms per step of {result['batch_size']} rows")
+        ax.legend(frameon=False, ncols=len(names), loc="upper left")
+        highest = max(point["textbook_ms_quartiles"][1] for point in points)
+        if "plain" in names:  # of another order of magnitude
+            ax.set_yscale("log")
+            ax.set_ylim(0.08, 4 * highest)
+        else:
+            ax.set_ylim(0, 1.15 * highest)

@@ -1,0 +1,270 @@
+"""Tables of results -> pages and figures, drawn beside each table from it alone, the same bytes each time."""
+
+import csv
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlrm_mlet.files import replacing
+from dlrm_mlet.reporting import figures, results
+from dlrm_mlet.reporting.curves import (
+    Curve,
+    Difference,
+    difference,
+    gains,
+    make_curves,
+    model_name,
+    shrink_factors,
+    zero_cost,
+)
+from dlrm_mlet.reporting.results import Row, Spectrum, Third
+from dlrm_mlet.sweeping import benchmark
+from dlrm_mlet.tables.spectrum import count_above
+
+COMPANIONS = ("-trials", "-spectra", "-frequency")
+"""Endings of tables that lie beside an experiment's own."""
+SMALLER = ("tables", "served_as", "served_rank")
+"""Settings that change served bytes by other means than d."""
+BOTH = ("validation_auc", "validation_log_loss")
+
+
+def report(directory: Path, out: Path | None = None) -> list[Path]:
+    """Draw every <dataset>/<experiment>.csv of `directory`, and its benchmarks.
+
+    Returns what was written, beside the tables or in `out`. Raises ResultsError where a table can't be read,
+    FileNotFoundError where there is none.
+    """
+    tables = [path for path in sorted(directory.glob("*/*.csv")) if not path.stem.endswith(COMPANIONS)]
+    if not tables:
+        raise FileNotFoundError(f"{directory}: no results; expected <dataset>/<experiment>.csv, as a sweep writes it")
+    written: list[Path] = []
+    for table in tables:
+        written += draw(table, out / table.parent.name if out else table.parent)
+    for timings in sorted(directory.glob("benchmarks/step-*.json")):
+        written += draw_steps(timings, out / "benchmarks" if out else timings.parent)
+    return written
+
+
+def draw(table: Path, target: Path) -> list[Path]:
+    """The figures and the Markdown page of one table of results, written into `target`."""
+    if table.stem == "equation-6":
+        return _draw_equation_6(table, target)
+    rows = results.read(table)
+    curves = make_curves(rows)
+    name = f"{table.parent.name}, {table.stem}"
+    place = target / table.stem
+    written: list[Path] = []
+    if table.stem == "paper-grid":
+        for number, chosen, measures in (
+            (1, [curve for curve in curves if curve.single], BOTH),
+            (2, curves, BOTH[:1]),
+            (3, curves, BOTH[1:]),
+        ):
+            if any(curve.points for curve in chosen):
+                path = target / f"{table.stem}-figure-{number}"
+                figures.over_dimension(chosen, measures, name, path)
+                written += figures.files(path)
+    elif any(key in SMALLER for row in rows for key in row.settings):
+        figures.over_bytes(rows, name, place)
+        written += figures.files(place)
+    elif any(curve.points for curve in curves):
+        figures.over_dimension(curves, BOTH, name, place)
+        written += figures.files(place)
+    page = markdown(rows, curves, name, table.name)
+    if (beside := table.with_name(f"{table.stem}-spectra.csv")).exists():
+        found = results.read_spectra(beside)
+        figures.spectra(found, name, target / f"{table.stem}-spectra")
+        figures.growth(found, name, target / f"{table.stem}-growth")
+        written += figures.files(target / f"{table.stem}-spectra") + figures.files(target / f"{table.stem}-growth")
+        page += "\n".join(["", *_spectra_table(found), ""])
+    if (beside := table.with_name(f"{table.stem}-frequency.csv")).exists():
+        page += "\n".join(["", *_frequency_table(results.read_thirds(beside)), ""])
+    with replacing(target / f"{table.stem}.md") as partial:
+        partial.write_text(page, encoding="utf-8")
+    return [*written, target / f"{table.stem}.md"]
+
+
+def draw_steps(timings: Path, target: Path) -> list[Path]:
+    """The figure and the Markdown page of what `dlrm-mlet benchmark` measured (the paper's Table 2)."""
+    result = json.loads(timings.read_text(encoding="utf-8"))
+    page = target / f"{timings.stem}.md"
+    with replacing(page) as partial:
+        source = f"Measured by `make benchmark`: [{timings.name}]({timings.name})."
+        lines = [f"# Table 2 of the paper on {result['device']}", "", source, "", benchmark.markdown(result), ""]
+        partial.write_text("\n".join(lines), encoding="utf-8")
+    figures.steps(result, target / timings.stem)
+    return [*figures.files(target / timings.stem), page]
+
+
+def _draw_equation_6(table: Path, target: Path) -> list[Path]:
+    with table.open(newline="", encoding="utf-8") as file:
+        figures.equation_6(list(csv.DictReader(file)), target / table.stem)
+    return figures.files(target / table.stem)
+
+
+def markdown(rows: Sequence[Row], curves: Sequence[Curve], name: str, source: str) -> str:
+    """The table of all points with mean ± standard deviation and n, and what a reader wants to know of the curves."""
+    seconds = sum(row.seconds for row in rows) / 60
+    where = sorted({f"{row.provenance['device']}, torch {row.provenance['torch']}" for row in rows})
+    lines = [
+        f"# {name}",
+        "",
+        f"Drawn from [{source}]({source}) by `make figures`. {len(rows)} runs, {seconds:.0f} core-minutes of training "
+        f"on {'; '.join(where)}. Mean ± sample standard deviation over n seeds; d is the dimension that is served, k "
+        "the inner dimension that is trained.",
+        "",
+        *_points_table(curves),
+    ]
+    if any(row.tuned for row in rows):
+        lines += ["", "## What was chosen on validation", "", *_tuned_table(curves)]
+    if any(key in SMALLER for row in rows for key in row.settings):
+        return "\n".join([*lines, "", "## The Pareto front of served bytes and AUC", "", *_pareto_table(rows)]) + "\n"
+    single = next((curve for curve in curves if curve.single), None)
+    others = [curve for curve in curves if not curve.single]
+    if single and others:
+        for measure, title in zip(BOTH, ("AUC", "LogLoss"), strict=True):
+            lines += ["", f"## How much smaller d is at equal {title}", "", *_shrink_table(others, single, measure)]
+        lines += ["", "## What is gained at equal d", "", *_gain_table(others, single)]
+        if free := zero_cost(others, single, "validation_auc"):
+            lines += ["", "## Better and smaller at no larger training memory", "", *_zero_cost_table(free)]
+    return "\n".join(lines) + "\n"
+
+
+def _points_table(curves: Sequence[Curve]) -> list[str]:
+    lines = [
+        "| model | d | n | validation AUC | validation LogLoss | test AUC | test LogLoss | KiB trained | KiB served "
+        "| s a run |",
+        "|---|--:|--:|---|---|---|---|--:|--:|--:|",
+    ]
+    for curve in curves:
+        for d in sorted(curve.points.keys() | curve.diverged.keys()):
+            lost = f" ({curve.diverged[d]} diverged)" if d in curve.diverged else ""
+            if not (found := curve.points.get(d, [])):
+                lines.append(f"| {curve.label} | {d} | 0{lost} | | | | | | | |")
+                continue
+            measures = " | ".join(spread(curve.values(d, m)) for m in results.MEASURES)
+            sizes = (found[0].trained_table_bytes / 1024, found[0].served_table_bytes / 1024)
+            seconds = statistics.median(row.seconds for row in found)
+            cells = [*(f"{size:,.0f}" for size in sizes), f"{seconds:.1f}"]
+            lines.append(f"| {curve.label} | {d} | {len(found)}{lost} | {measures} | {' | '.join(cells)} |")
+    return lines
+
+
+def _tuned_table(curves: Sequence[Curve]) -> list[str]:
+    rows = [found[0] for curve in curves for found in curve.points.values()]
+    keys = list(rows[0].tuned)
+    lines = [f"| model | d | {' | '.join(key.replace('_', ' ') for key in keys)} |", "|---|--:|" + "--:|" * len(keys)]
+    for curve in curves:
+        for d, found in curve.points.items():
+            chosen = " | ".join(f"{float(value):g}" for value in found[0].tuned.values())
+            lines.append(f"| {curve.label} | {d} | {chosen} |")
+    return lines
+
+
+def _pareto_table(rows: Sequence[Row]) -> list[str]:
+    lines = ["| arm | KiB served | validation AUC |", "|---|--:|---|"]
+    for arm, size, mean, std in figures.pareto(figures.by_bytes(rows)):
+        lines.append(f"| {arm} | {size / 1024:,.0f} | {mean:.4f} ± {std:.4f} |")
+    return lines
+
+
+def _shrink_table(others: Sequence[Curve], single: Curve, measure: str) -> list[str]:
+    lines = [
+        "The smallest measured d whose mean over seeds is at least as good as the single layer's at the column's d, "
+        "and the factor between the two; – where no measured d is.",
+        "",
+        "| model | " + " | ".join(f"single d={d}" for d in single.points) + " |",
+        "|---|" + "---|" * len(single.points),
+    ]
+    for curve in others:
+        cells = [f"d={f[0]}, {f[1]:g}x" if f else "–" for f in shrink_factors(curve, single, measure).values()]
+        lines.append(f"| {curve.label} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _gain_table(others: Sequence[Curve], single: Curve) -> list[str]:
+    lines = [
+        "Difference to the single layer of the same d, paired by seed (a seed draws the same order of the rows for "
+        "both): mean ± standard deviation [95 % confidence interval of the mean]; positive is better.",
+        "",
+        "| model | d | n | validation AUC | validation LogLoss | test AUC | test LogLoss |",
+        "|---|--:|--:|---|---|---|---|",
+    ]
+    best: tuple[float, str] | None = None
+    for curve in others:
+        for d in curve.points:
+            found = [gains(curve, single, d, measure) for measure in results.MEASURES]
+            if all(found):
+                auc, loss, *test = map(difference, found)
+                cells = " | ".join(map(str, (auc, loss, *test)))
+                lines.append(f"| {curve.label} | {d} | {loss.n} | {cells} |")
+                best = max(filter(None, (best, (loss.mean, f"{loss}, n={loss.n}, {curve.label} at d={d}"))))
+    return [*lines, "", f"Largest gain of validation LogLoss: {best[1]}."] if best else lines
+
+
+def _zero_cost_table(free: Sequence[tuple[Curve, int, int, Difference]]) -> list[str]:
+    lines = [
+        "MLET at (k, d) against the single layer at a wider d' with k <= d': served smaller, and trained in no more "
+        "memory. All pairs with a better mean validation AUC, paired by seed.",
+        "",
+        "| MLET | d | single layer's d' | validation AUC gain |",
+        "|---|--:|--:|---|",
+    ]
+    return lines + [f"| {curve.label} | {d} | {wide} | {gain} |" for curve, d, wide, gain in free]
+
+
+def _spectra_table(found: Sequence[Spectrum]) -> list[str]:
+    last = max(s.step for s in found)
+    models = list(dict.fromkeys((model_name(s.arm, s.inner_dim), s.embedding_dim) for s in found))
+    heads = " | ".join(f"{model}, d={d}" for model, d in models)
+    lines = [
+        "## How many singular values are above 1 % of the largest",
+        "",
+        "Of the collapsed tables at the end of training, mean over seeds (paper, section 2.2.1).",
+        "",
+        f"| table | n | {heads} |",
+        "|---|--:|" + "--:|" * len(models),
+    ]
+    for feature, n in figures.largest_tables(found):
+        cells = []
+        for model, d in models:
+            counts = [
+                count_above(s.values)
+                for s in found
+                if (s.feature, s.step, s.embedding_dim) == (feature, last, d)
+                and model_name(s.arm, s.inner_dim) == model
+            ]
+            cells.append(f"{statistics.fmean(counts):.1f}")
+        lines.append(f"| {feature} | {n:,} | {' | '.join(cells)} |")
+    return lines
+
+
+def _frequency_table(thirds: Sequence[Third]) -> list[str]:
+    lines = [
+        "## What is gained where ids are rare",
+        "",
+        "Validation in thirds by how often the rarest id of a row occurs in training; the gain over the single layer "
+        "of the same d on the same third, paired by seed.",
+        "",
+        "| model | d | ids | rows | rarest id occurs at most | AUC gain | LogLoss gain |",
+        "|---|--:|---|--:|--:|---|---|",
+    ]
+    base = {(t.embedding_dim, t.ids, t.seed): t for t in thirds if t.arm == "single"}
+    others = [t for t in thirds if t.arm != "single"]
+    for key in dict.fromkeys((t.arm, t.inner_dim, t.embedding_dim, t.ids) for t in others):
+        mine = [t for t in others if (t.arm, t.inner_dim, t.embedding_dim, t.ids) == key]
+        pairs = [(t, base[t.embedding_dim, t.ids, t.seed]) for t in mine if (t.embedding_dim, t.ids, t.seed) in base]
+        if pairs:
+            auc = difference([t.auc - other.auc for t, other in pairs])
+            loss = difference([other.log_loss - t.log_loss for t, other in pairs])
+            first = pairs[0][0]
+            cells = [model_name(key[0], key[1]), key[2], key[3], f"{first.rows:,}", first.at_most, auc, loss]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def spread(values: Sequence[float]) -> str:
+    """mean ± sample standard deviation; without the latter for a single value."""
+    mean = f"{statistics.fmean(values):.4f}"
+    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean

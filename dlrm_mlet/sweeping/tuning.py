@@ -1,0 +1,89 @@
+"""An experiment with a [tuning] section -> the same experiment, with each point's best keys, chosen on validation."""
+
+import dataclasses
+import itertools
+import statistics
+from pathlib import Path
+
+import torch
+
+from dlrm_mlet import config
+from dlrm_mlet.config import Experiment, Point, Tuning
+from dlrm_mlet.sweeping.sweep import PlannedRun, sweep
+from dlrm_mlet.training.record import Record
+
+Values = tuple[float, ...]
+"""One trial: a value of each key that is tuned."""
+
+
+class Search:
+    """The trials of one point. Which comes next depends on the scores alone, so that a stopped search goes on."""
+
+    def __init__(self, point: Point, tuning: Tuning):
+        self.point, self.tuning = point, tuning
+        self.keys = tuple(tuning.start)
+        self.scores: dict[Values, float] = {}
+
+    def next_trials(self) -> list[Values]:
+        """What to try next; nothing when the search is over.
+
+        At first all of `start`. Then the untried neighbours of the best; when there are none and trials are left, those
+        of the second best, and so on: every point of an experiment so spends at least the same number of trials.
+        """
+        if not self.scores:
+            return list(itertools.product(*self.tuning.start.values()))
+        for rank, values in enumerate(sorted(self.scores, key=self.scores.__getitem__, reverse=True)):
+            left = self.tuning.trials - len(self.scores)
+            if rank and left <= 0:
+                break
+            untried = [other for other in self._neighbours(values) if other not in self.scores]
+            if untried:
+                return untried if rank == 0 else untried[:left]
+        return []
+
+    def _neighbours(self, values: Values) -> list[Values]:
+        found = []
+        for i, value in enumerate(values):
+            for other in (value / self.tuning.factor, value * self.tuning.factor):
+                found.append((*values[:i], float(f"{other:.6g}"), *values[i + 1 :]))
+        return found
+
+    def trial(self, values: Values) -> Point:
+        """The point with the keys of one trial, which leaves test unread."""
+        return config.tuned(self.point, {**dict(zip(self.keys, values, strict=True)), "read_test": False})
+
+    @property
+    def best(self) -> Point:
+        """The point with the keys of the trial of the highest score."""
+        values = max(self.scores, key=self.scores.__getitem__)
+        return config.tuned(self.point, dict(zip(self.keys, values, strict=True)))
+
+
+def tune(
+    experiment: Experiment, data: Path, out: Path, devices: list[torch.device]
+) -> tuple[Experiment, list[tuple[PlannedRun, Record]]]:
+    """Search for the best keys of every point, all points at once; returns the tuned experiment and all trials.
+
+    The score is the mean validation AUC over the trials' seeds; a trial that diverged scores below all others. Trials
+    leave records in `out` like any run, so that a stopped search goes on where it was.
+    """
+    assert experiment.tuning is not None
+    searches = [Search(point, experiment.tuning) for point in experiment.points]
+    runs: list[tuple[PlannedRun, Record]] = []
+    while True:
+        trials = [(search, values) for search in searches for values in search.next_trials()]
+        if not trials:
+            break
+        points = tuple(search.trial(values) for search, values in trials)
+        batch = dataclasses.replace(experiment, seeds=experiment.tuning.seeds, points=points)
+        found = sweep(batch, data, out, devices)
+        runs += found
+        for i, (search, values) in enumerate(trials):
+            of_trial = found[i * len(batch.seeds) : (i + 1) * len(batch.seeds)]
+            search.scores[values] = statistics.fmean(score(record) for _, record in of_trial)
+    return dataclasses.replace(experiment, points=tuple(search.best for search in searches), tuning=None), runs
+
+
+def score(record: Record) -> float:
+    """Validation AUC; 0 for a run that diverged."""
+    return record.metrics["validation"]["auc"] if record.metrics else 0.0

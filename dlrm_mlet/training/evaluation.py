@@ -1,0 +1,59 @@
+"""A model and columns -> the scores of a whole split, and their metrics."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlrm_mlet.data.columns import Batch, Columns
+from dlrm_mlet.training import metrics
+from dlrm_mlet.training.model import DLRM
+
+ROWS = 8192
+"""Rows that are scored at once."""
+THIRDS = ("rare", "middle", "frequent")
+
+
+@torch.no_grad()
+def scores(model: DLRM, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """The logits and labels of all rows, on the CPU."""
+    device = next(model.parameters()).device
+    on_device = (batch.to(device) for batch in batches)
+    logits, labels = zip(*((model(batch.dense, batch.sparse), batch.label) for batch in on_device), strict=True)
+    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
+
+
+def measure(model: DLRM, columns: Columns, split: str) -> metrics.Metrics | None:
+    """The metrics of a whole split; None where a score isn't finite."""
+    logits, labels = scores(model, columns.in_order(split, ROWS))
+    return metrics.measure(logits, labels) if logits.isfinite().all() else None
+
+
+def by_frequency(model: DLRM, columns: Columns) -> list[dict[str, Any]]:
+    """Validation in thirds by how often a row's rarest id occurs in training: `ids`, `rows`, `at_most` and metrics.
+
+    Each third has as many rows, but for ties; `at_most` is the largest count in it.
+    """
+    rarest = rarest_count(columns)
+    logits, labels = scores(model, columns.in_order("validation", ROWS))
+    edges = [rarest.sort().values[len(rarest) * i // 3 - 1].item() for i in (1, 2, 3)]
+    third = torch.bucketize(rarest, torch.tensor(edges[:2]))
+    found: list[dict[str, Any]] = []
+    for i, ids in enumerate(THIRDS):
+        mine = third == i
+        if mine.any():
+            measured = metrics.measure(logits[mine], labels[mine])
+            found.append({"ids": ids, "rows": int(mine.sum()), "at_most": edges[i], **measured._asdict()})
+    return found
+
+
+def rarest_count(columns: Columns) -> Tensor:
+    """(validation rows,): how often a row's rarest id occurs among the training rows; on the CPU."""
+    start, stop = columns.range("validation")
+    first, last = columns.range("train")
+    counts = [
+        torch.bincount(columns.sparse[first:last, f], minlength=n)[columns.sparse[start:stop, f]]
+        for f, n in enumerate(columns.schema.table_rows)
+    ]
+    return torch.stack(counts).amin(dim=0).cpu()

@@ -1,0 +1,131 @@
+"""DLRM: dense columns and ids -> click logits, by bottom MLP, tables, dot interaction and top MLP.
+
+        logit (B,)
+          |
+       top MLP
+          |
+    dot interaction ---- dense vector, passed along as well
+     |            |
+ bottom MLP     tables (single layer or MLET: DLRM doesn't know)
+     |            |
+ dense (B, .)   ids (B, F)
+
+B rows of a batch; F categorical features; D embedding dimension.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from dlrm_mlet.config import ModelConfig
+from dlrm_mlet.tables.quantize import Int8Tables
+from dlrm_mlet.tables.rivals import (
+    SPLIT_ABOVE,
+    HashedTables,
+    MixedDimensionTables,
+    QuotientRemainderTables,
+    truncated,
+)
+from dlrm_mlet.tables.stacked import SingleLayerTables, Tables, make_tables, start_at
+
+
+def mlp(widths: Sequence[int], generator: torch.Generator | None) -> nn.Sequential:
+    """Linear layers of these widths, ReLU between; at the start weights have variance 2/(in+out), biases 1/out."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(widths):
+        linear = nn.Linear(fan_in, fan_out)
+        nn.init.normal_(linear.weight, std=math.sqrt(2 / (fan_in + fan_out)), generator=generator)
+        nn.init.normal_(linear.bias, std=math.sqrt(1 / fan_out), generator=generator)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class DotInteraction(nn.Module):
+    """Dot products of all pairs of the F + 1 vectors, after the dense vector."""
+
+    pairs: Tensor
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.vectors = features + 1
+        row, column = torch.tril_indices(features + 1, features + 1, offset=-1)
+        # (F(F+1)/2,): the strict lower triangle's places in a flattened (F+1) x (F+1) matrix
+        self.register_buffer("pairs", row * (features + 1) + column, persistent=False)
+
+    def forward(self, dense: Tensor, embedded: Tensor) -> Tensor:
+        """(B, D) and (B, F, D) -> (B, D + F(F+1)/2)."""
+        # tables give a transposed view, which cat copies slowly
+        vectors = torch.cat((dense.unsqueeze(1), embedded.contiguous()), dim=1)  # (B, F+1, D)
+        products = torch.bmm(vectors, vectors.transpose(1, 2))  # (B, F+1, F+1)
+        return torch.cat((dense, products.flatten(1).index_select(1, self.pairs)), dim=1)
+
+
+class DLRM(nn.Module):
+    """The deep learning recommendation model (Naumov et al., 2019) as the paper sets it up (section 3)."""
+
+    def __init__(self, bottom_mlp: nn.Module, tables: Tables, top_mlp: nn.Module):
+        super().__init__()
+        self.bottom_mlp = bottom_mlp
+        self.tables: Tables = tables
+        self.interaction = DotInteraction(len(tables.table_rows)).to(next(bottom_mlp.parameters()).device)
+        self.top_mlp = top_mlp
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        """(B, dense columns) float and (B, F) integer -> (B,) logits."""
+        return self.top_mlp(self.interaction(self.bottom_mlp(dense), self.embed(ids))).squeeze(1)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(B, F) integer -> (B, F, D): what the interaction takes from the tables."""
+        return self.tables(ids)
+
+    def collapse(self) -> "DLRM":
+        """The model with its MLET tables collapsed: the same MLPs (not copies), the same logits."""
+        return self.with_tables(self.tables.collapse())
+
+    def with_tables(self, tables: Tables) -> "DLRM":
+        """The same MLPs (not copies) around other tables."""
+        return DLRM(self.bottom_mlp, tables, self.top_mlp)
+
+
+def build(config: ModelConfig, dense_width: int, table_rows: Sequence[int], generator: torch.Generator | None) -> DLRM:
+    """A new DLRM for so many dense columns, and tables of n rows each, started from `generator`."""
+    d = config.embedding_dim
+    tables = build_tables(config, table_rows, generator)
+    bottom_mlp = mlp((dense_width, *config.bottom_mlp, d), generator)
+    pairs = math.comb(len(table_rows) + 1, 2)
+    top_mlp = mlp((d + pairs, *config.top_mlp, 1), generator)
+    return DLRM(bottom_mlp.append(nn.ReLU()), tables, top_mlp)
+
+
+def build_tables(config: ModelConfig, table_rows: Sequence[int], generator: torch.Generator | None) -> Tables:
+    """New tables of the kind that the config names."""
+    d = config.embedding_dim
+    match config.tables:
+        case "quotient-remainder":
+            return QuotientRemainderTables(table_rows, d, config.collisions, generator)
+        case "mixed-dimension":
+            return MixedDimensionTables(table_rows, d, config.temperature, generator)
+        case "hashed":
+            moduli = [math.ceil(n / config.collisions) if n > SPLIT_ABOVE else n for n in table_rows]
+            return HashedTables(moduli, make_tables(moduli, (), d, config.projection_std, generator).weight.data)
+    scale = config.initial_scale
+    tables = make_tables(table_rows, config.inner_dims, d, config.projection_std, generator, scale)
+    if config.start_as is not None:
+        other = make_tables(table_rows, config.start_as, d, config.projection_std, generator, scale).collapse()
+        assert isinstance(other, SingleLayerTables)
+        start_at(tables, other)
+    return tables
+
+
+def served(model: DLRM, config: ModelConfig) -> DLRM:
+    """The model that is served: collapsed, and its tables made smaller as the config says."""
+    collapsed = model.collapse()
+    tables = collapsed.tables
+    if isinstance(tables, SingleLayerTables) and config.served_rank is not None:
+        return collapsed.with_tables(truncated(tables, config.served_rank))
+    if isinstance(tables, SingleLayerTables) and config.served_as == "int8":
+        return collapsed.with_tables(Int8Tables(tables))
+    return collapsed

@@ -1,0 +1,125 @@
+"""What one run leaves behind: record.json, written last, once and whole."""
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dlrm_mlet.config import Config, ConfigError, build
+from dlrm_mlet.data.columns import Schema
+from dlrm_mlet.files import write_json
+
+FILE = "record.json"
+
+
+class RecordError(ValueError):
+    """A record that can't be used: names the file and what was expected."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run."""
+
+    config: dict[str, Any]
+    seed: int
+    status: Literal["finished", "diverged"]
+    """Diverged: a loss or a score was no longer finite, or a weight above 1e6; there are no metrics then."""
+    steps: int
+    metrics: dict[str, dict[str, float]] | None
+    """validation and test: auc and log_loss (nats), of the collapsed model at the end of training."""
+    curve: list[dict[str, float]]
+    """step, auc and log_loss on validation while training."""
+    parameters: dict[str, int]
+    """trained and served, of the whole model; trained_tables and served_tables."""
+    bytes: dict[str, int]
+    """trained_tables and served_tables, projections and scales included."""
+    spectra: list[dict[str, Any]]
+    """step, and singular_values: for each feature those of its product W, largest first; empty where not asked for."""
+    by_frequency: list[dict[str, Any]]
+    """Validation in thirds by how rare a row's rarest id is: see evaluation.by_frequency; empty where not asked for."""
+    seconds: float
+    """Wall-clock time of the training steps, without evaluation."""
+    rows_per_second: float
+    provenance: dict[str, Any]
+
+    def write(self, directory: Path) -> None:
+        """Write <directory>/record.json."""
+        write_json(directory / FILE, asdict(self))
+
+
+def read(directory: Path) -> Record | None:
+    """The record of a run's directory; None where the run isn't finished. Raises RecordError where it is damaged."""
+    path = directory / FILE
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise RecordError(f"{path}: not a record: {error}; delete it to run again") from None
+
+
+def of_run(directory: Path, config: Config, seed: int, schema: Schema) -> Record | None:
+    """The record of this very run in its directory; None where it isn't finished.
+
+    Raises RecordError where the record is damaged, or was made by another config, seed or data set.
+    """
+    found = read(directory)
+    if found is None:
+        return None
+    try:
+        config_was = resolved(found.config)
+    except ConfigError as error:
+        raise RecordError(f"{directory / FILE}: not a record: config.{error}; delete it to run again") from None
+    was = _flat({**config_was, "seed": found.seed, "columns": found.provenance["columns"]})
+    now = _flat({**as_json(config), "seed": seed, "columns": schema.fingerprint})
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) != now.get(key):
+            difference = f"{key} was {was.get(key)} and is now {now.get(key)}"
+            raise RecordError(
+                f"{directory / FILE} is of another run ({difference}); move it away, or choose another --out"
+            )
+    return found
+
+
+def as_json(config: Config) -> dict[str, Any]:
+    """The config, resolved whole, as it is after a round through JSON."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def resolved(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as a record has it, with keys that came later at their defaults. Raises ConfigError if it is none."""
+    return as_json(build(Config, config))
+
+
+def provenance(schema: Schema, device: str) -> dict[str, Any]:
+    """Where a run took place, on the device of that name, and with what."""
+    return {
+        "columns": schema.fingerprint,
+        "source": schema.source,
+        "torch": torch.__version__.partition("+")[0],
+        "python": platform.python_version(),
+        "device": device,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with a + where files differ from it; None outside of a checkout."""
+    try:
+        describe = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+        return subprocess.run(
+            describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

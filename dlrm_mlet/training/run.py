@@ -1,0 +1,301 @@
+"""A config, columns and a seed -> a trained model, its checkpoint and its record."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dlrm_mlet.config import Config, TrainingConfig
+from dlrm_mlet.data.columns import Columns, Schema
+from dlrm_mlet.files import replacing
+from dlrm_mlet.tables import spectrum
+from dlrm_mlet.tables.stacked import MLETTables, Tables
+from dlrm_mlet.training import checkpoint, evaluation, record
+from dlrm_mlet.training.device import CPU, USABLE, DeviceError, describe, free_memory, threads, wait
+from dlrm_mlet.training.model import DLRM, build, served
+from dlrm_mlet.training.optimizer import SGD, Adagrad, Optimizer
+from dlrm_mlet.training.stepping import losses
+from dlrm_mlet.training.together import Together
+
+STEPS_PER_LOOK = 100
+"""Steps between two looks at the loss: each look waits for the device."""
+
+DIVERGED_ABOVE = 1e6
+"""A run with such a weight has diverged, whatever its loss is: int8 rows go up to 8e6."""
+
+
+class TrainingError(ValueError):
+    """A run that can't be made from what it was given."""
+
+
+def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
+    """Bytes that so many runs together hold at their fullest, on their device, without the columns and torch itself.
+
+    The trained tables and what Adagrad keeps a row, at the end the collapsed ones of one run and what is served of
+    them, the orders of the rows and one batch of evaluation.
+    """
+    model = config.model
+    rows, features = sum(schema.table_rows), len(schema.table_rows)
+    widths = (*model.inner_dims, model.embedding_dim)
+    collapsed = model.embedding_dim if model.inner_dims else 0
+    smaller = 2 * (model.served_rank or 0) + (model.embedding_dim if model.served_as == "int8" else 0) / 2
+    tables = rows * (widths[0] * seeds + (config.training.optimizer == "adagrad") + collapsed + smaller)
+    activations = evaluation.ROWS * (
+        features * sum(widths) + (features + 1) ** 2 + sum(model.bottom_mlp + model.top_mlp)
+    )
+    return int(4 * (tables + activations)) + 8 * schema.rows["train"] * seeds
+
+
+def check_device(config: Config, schema: Schema, device: torch.device, seeds: int = 1, share: float = 1.0) -> None:
+    """Raises DeviceError where the device can't do so many runs together, with this share of its free memory."""
+    if config.training.precision == "tf32" and device.type == "cpu":
+        raise DeviceError('training.precision = "tf32": a CPU has none; expected float32, bfloat16 or a GPU')
+    needed, free = memory_needed(config, schema, seeds), share * free_memory(device)
+    if needed > free:
+        raise DeviceError(
+            f"inner_dim = {config.model.inner_dim}, embedding_dim = {config.model.embedding_dim} needs "
+            f"{needed / 2**30:.2f} GiB; {describe(device)} has {free / 2**30:.2f} GiB free"
+        )
+
+
+def train(
+    config: Config,
+    columns: Columns,
+    seed: int,
+    out: Path,
+    resume: bool = False,
+    bar: Any = None,
+    device: torch.device = CPU,
+) -> record.Record:
+    """One run: `epochs` passes over the training rows, then validation and test, each read once by the served model.
+
+    Leaves `out`/record.json and, if it didn't diverge, `out`/checkpoint.pt with the served model. While it runs, the
+    checkpoint holds the state at the last point of the validation curve, where `resume` goes on, on a CPU to the same
+    bits. The seed decides the weights and, apart from them, the order of the rows. `bar` is a tqdm bar to move; by
+    default the run draws its own. A run whose record is in `out` is not made again. Raises RecordError where the record
+    there is another run's, DeviceError where the device can't do it.
+    """
+    if finished := record.of_run(out, config, seed, columns.schema):
+        return finished
+    return train_together(config, columns, {seed: out}, resume, bar, device)[0]
+
+
+def train_together(
+    config: Config,
+    columns: Columns,
+    outs: Mapping[int, Path],
+    resume: bool = False,
+    bar: Any = None,
+    device: torch.device = CPU,
+) -> list[record.Record]:
+    """The runs of some seeds, none of which is finished, in one pass: each gives what `train` gives, up to rounding.
+
+    `outs` has each seed's directory. This is for GPUs, which a batch of one seed leaves idle; a CPU does them faster
+    one by one. A run's record states its share of the time. Raises what `train` raises.
+    """
+    check_device(config, columns.schema, device, len(outs))
+    with threads(config.training.threads):
+        # resident on a GPU if they fit beside the models; on the CPU they stay mapped
+        beside = memory_needed(config, columns.schema, len(outs))
+        if device.type != "cpu" and columns.nbytes + beside < USABLE * free_memory(device):
+            columns = columns.to(device)
+        with ThreadPoolExecutor(len(outs)) as pool:  # a large table is drawn for seconds, by one core
+            runs = list(pool.map(lambda seed: Run(config, columns, seed, outs[seed], device), outs))
+        if resume:
+            for run in runs:
+                run.restore()
+        with contextlib.ExitStack() as stack:
+            if bar is None:
+                name = ",".join(map(str, outs))
+                bar = stack.enter_context(tqdm(desc=f"seed {name}", unit=" steps", disable=None))
+            while behind := [run for run in runs if run.step < run.steps and not run.diverged]:
+                # those that were stopped at an earlier step than others catch up with them first
+                step, *later = sorted({run.step for run in behind} | {runs[0].steps})
+                _take_steps([run for run in behind if run.step == step], later[0], bar)
+            return [run.finish() for run in runs]
+
+
+def _take_steps(runs: Sequence["Run"], until: int, bar: Any) -> None:
+    """The steps up to `until` of some runs that have come equally far, each step once for all of them."""
+    first = runs[0]
+    training, step = first.config.training, first.step
+    # several from the CPU's memory, so that the device never holds a table twice
+    alone = len(runs) == 1
+    model = first.model.to(first.device) if alone else Together([run.model.cpu() for run in runs], first.device)
+    optimizers = make_optimizers(model, training)
+    for optimizer, memory in zip(optimizers, first.memory, strict=False):
+        optimizer.memory = [None if part is None else part.to(first.device) for part in memory]
+    bar.reset(first.steps)
+    bar.update(step)
+    started = time.perf_counter()
+    for loss in losses(model, optimizers, first.columns, _orders(runs), training.batch_size, training.precision):
+        step += 1
+        bar.update()
+        last, at_point = step == until, step % training.evaluate_every == 0
+        if last or at_point or (step % STEPS_PER_LOOK == 0 and not loss.isfinite().all()):
+            wait(first.device)
+            share = (time.perf_counter() - started) / len(runs)
+            for run, finite in zip(runs, loss.isfinite().view(-1).tolist(), strict=True):
+                if run.diverged:
+                    continue
+                run.step, run.seconds, run.diverged = step, run.seconds + share, not finite
+                if at_point and step < run.steps and not run.diverged:
+                    run.look(optimizers)
+            if last or all(run.diverged for run in runs):
+                return
+            started = time.perf_counter()
+
+
+def _orders(runs: Sequence["Run"]) -> Iterator[Tensor]:
+    """Of each epoch that is left of some runs that have come equally far: places of rows, (rows,) or (runs, rows)."""
+    first = runs[0]
+    epoch, skip = divmod(first.step, first.steps_per_epoch)
+    for number in range(epoch, first.config.training.epochs):
+        orders = [generator(run.seed, "order", number) for run in runs]
+        order = first.columns.order("train", orders[0] if len(runs) == 1 else orders)
+        yield order[..., skip * first.config.training.batch_size :]
+        skip = 0
+
+
+class Run:
+    """The state of one run between its steps."""
+
+    def __init__(self, config: Config, columns: Columns, seed: int, out: Path, device: torch.device):
+        self.config, self.columns, self.seed, self.out, self.device = config, columns, seed, out, device
+        schema = columns.schema
+        # drawn on the CPU, so that a seed means the same weights on every device; it stays there until its first step
+        self.model = build(config.model, len(schema.dense), schema.table_rows, generator(seed, "weights"))
+        self.memory: list[list[Tensor | None]] = []
+        """Of the optimizers, where the run goes on from a checkpoint."""
+        self.steps_per_epoch = -(-schema.rows["train"] // config.training.batch_size)
+        self.steps = min(self.steps_per_epoch * config.training.epochs, config.training.max_steps or sys.maxsize)
+        self.step = 0
+        self.seconds = 0.0
+        self.diverged = False
+        self.curve: list[dict[str, float]] = []
+        self.spectra: list[dict[str, Any]] = []
+        self._measure_spectra(self.model.tables)
+        out.mkdir(parents=True, exist_ok=True)
+
+    def look(self, optimizers: Sequence[Optimizer]) -> None:
+        """A point of the validation curve, and a checkpoint to go on from."""
+        result = evaluation.measure(self.model, self.columns, "validation")
+        if result is None:
+            self.diverged = True
+            return
+        self.curve.append({"step": self.step, **result._asdict()})
+        self._measure_spectra(self.model.tables)
+        memory = [[part if part is None else part.cpu() for part in each.memory] for each in optimizers]
+        self._save(self.model, {"served": False, "step": self.step, "memory": memory, "seconds": self.seconds,
+                                "curve": self.curve, "spectra": self.spectra})  # fmt: skip
+
+    def finish(self) -> record.Record:
+        """Measure what the steps have come to, and write the record."""
+        collapsed = self.model.collapse()
+        self.diverged |= not all(map(_is_bounded, collapsed.parameters()))
+        if self.diverged:  # it can't be quantized; a model of zeros can, and takes as much
+            for parameter in collapsed.parameters():
+                parameter.data.zero_()
+        model = served(collapsed, self.config.model)
+        splits = ("validation", "test") if self.config.training.read_test else ("validation",)
+        found = {} if self.diverged else {split: evaluation.measure(model, self.columns, split) for split in splits}
+        measured = {split: result._asdict() for split, result in found.items() if result}
+        self.diverged |= len(measured) < len(splits)
+        by_frequency = []
+        if self.diverged:
+            (self.out / checkpoint.FILE).unlink(missing_ok=True)
+        else:
+            if "frequency" in self.config.training.also_measure:
+                by_frequency = evaluation.by_frequency(model, self.columns)
+            self._measure_spectra(collapsed.tables)
+            self._save(model, {"served": True})
+        epochs, steps = divmod(self.step, self.steps_per_epoch)
+        rows = epochs * self.columns.schema.rows["train"] + steps * self.config.training.batch_size
+        run = record.Record(
+            config=record.as_json(self.config),
+            seed=self.seed,
+            status="diverged" if self.diverged else "finished",
+            steps=self.step,
+            metrics=None if self.diverged else measured,
+            curve=self.curve,
+            parameters={
+                "trained": _size(self.model),
+                "served": _size(model),
+                "trained_tables": _size(self.model.tables),
+                "served_tables": _size(model.tables),
+            },
+            bytes={"trained_tables": self.model.tables.nbytes, "served_tables": model.tables.nbytes},
+            spectra=self.spectra,
+            by_frequency=by_frequency,
+            seconds=round(self.seconds, 3),
+            rows_per_second=round(rows / self.seconds, 1) if self.seconds else 0.0,
+            provenance=record.provenance(self.columns.schema, describe(self.device)),
+        )
+        run.write(self.out)
+        return run
+
+    def _measure_spectra(self, tables: Tables) -> None:
+        if "spectra" in self.config.training.also_measure:
+            found = [values.tolist() for values in spectrum.singular_values(tables)]
+            self.spectra.append({"step": self.step, "singular_values": found})
+
+    def _save(self, model: DLRM, state: dict[str, Any]) -> None:
+        state["model"] = {key: _whole(value) for key, value in model.state_dict().items()}
+        state |= {"config": record.as_json(self.config), "seed": self.seed, "columns": self.columns.schema.as_dict()}
+        with replacing(self.out / checkpoint.FILE) as partial:
+            torch.save(state, partial)
+
+    def restore(self) -> None:
+        """Go on from the checkpoint, where there is one. Raises TrainingError where it is another run's."""
+        path = self.out / checkpoint.FILE
+        if not path.exists():
+            return
+        state = checkpoint.read(path)
+        mine = {"config": record.as_json(self.config), "seed": self.seed, "columns": self.columns.schema.as_dict()}
+        for key, value in mine.items():
+            if (record.resolved(state[key]) if key == "config" else state[key]) != value:
+                raise TrainingError(f"{path}: made with another {key}; delete it, or choose another --out")
+        if not state["served"]:
+            self.model.load_state_dict(state["model"])
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.curve, self.spectra, self.memory = state["curve"], state["spectra"], state["memory"]
+
+
+def make_optimizers(model: DLRM, training: TrainingConfig) -> list[Optimizer]:
+    """One for the MLPs and one for the tables, each with its learning rate."""
+    make = {"sgd": SGD, "adagrad": Adagrad}[training.optimizer]
+    if training.freeze_projections and isinstance(model.tables, MLETTables):
+        model.tables.projections.requires_grad_(False)
+    mlps = (*model.bottom_mlp.parameters(), *model.top_mlp.parameters())
+    rate = training.learning_rate
+    return [make(mlps, rate), make(model.tables.parameters(), training.table_learning_rate or rate)]
+
+
+def generator(seed: int, purpose: str, epoch: int = 0) -> torch.Generator:
+    """A stream of random numbers of its own for each purpose (weights, order) and epoch of a run."""
+    entropy = (seed, ("weights", "order").index(purpose), epoch)
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """On the CPU, and all of its memory: of a part, such as one seed's of several, a file would hold the whole."""
+    tensor = tensor.cpu()  # so that the file can be read where there is no such device
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _is_bounded(parameter: Tensor) -> bool:
+    """Whether all numbers are such as a served model can have."""
+    least, largest = parameter.detach().aminmax()
+    return least.item() > -DIVERGED_ABOVE and largest.item() < DIVERGED_ABOVE  # false for NaN
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,152 @@
+"""Columns on disk are what a plain loop over the raw rows makes of them; a failure leaves nothing behind."""
+
+import csv
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from dlrm_mlet.data import raw
+from dlrm_mlet.data.columns import SPLITS, load
+from dlrm_mlet.data.datasets import COMPLETE_JOURNEY, COMPLETE_JOURNEY_BY_TIME, FLIGHTS
+from dlrm_mlet.data.preprocess import preprocess
+from dlrm_mlet.data.raw import RawError
+from tests.conftest import CLICKS
+
+ORDERED = dataclasses.replace(CLICKS, split="ordered")
+
+
+def obvious_columns(path: Path) -> tuple[list[list[float]], list[list[int]], list[int], list[list[str]]]:
+    """dense, ids, labels and vocabularies of CLICKS, row by row in file order."""
+    dense, ids, labels = [], [], []
+    seen: list[dict[str, int]] = [{} for _ in CLICKS.categorical]
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            price = float(row["price"] or 0)
+            dense.append([float(row["age"] or 0), math.log(1 + max(price, 0))])
+            ids.append([v.setdefault(row[c], len(v)) for c, v in zip(CLICKS.categorical, seen, strict=True)])
+            labels.append(int(row["clicked"]))
+    return dense, ids, labels, [list(values) for values in seen]
+
+
+@pytest.mark.parametrize("block_bytes", [1 << 10, 1 << 26])
+def test_rows_in_file_order_are_those_of_a_plain_loop(clicks_csv, tmp_path, monkeypatch, block_bytes):
+    monkeypatch.setattr(raw, "BLOCK_BYTES", block_bytes)
+    schema = preprocess(ORDERED, tmp_path / "out", clicks_csv)
+    columns = load(tmp_path / "out")
+    dense, ids, labels, values = obvious_columns(clicks_csv)
+    np.testing.assert_allclose(columns.dense.numpy(), dense, rtol=1e-6)
+    assert columns.sparse.tolist() == ids
+    assert columns.label.tolist() == labels
+    assert schema.table_rows == tuple(map(len, values))
+    assert schema.rows == {"train": 2400, "validation": 300, "test": 300}
+    for column, expected in zip(CLICKS.categorical, values, strict=True):
+        assert pl.read_ipc(tmp_path / "out" / "vocabulary" / f"{column}.arrow")[column].to_list() == expected
+
+
+def test_a_random_split_deals_out_the_same_rows(clicks_csv, tmp_path):
+    preprocess(ORDERED, tmp_path / "ordered", clicks_csv)
+    preprocess(CLICKS, tmp_path / "zero", clicks_csv)
+    preprocess(CLICKS, tmp_path / "again", clicks_csv)
+    preprocess(dataclasses.replace(CLICKS, split_seed=1), tmp_path / "one", clicks_csv)
+    ordered, zero, again, one = (
+        np.hstack([c.dense, c.sparse, c.label[:, None]])
+        for c in (load(tmp_path / name) for name in ("ordered", "zero", "again", "one"))
+    )
+    assert (zero == again).all()
+    assert (zero != one).any()
+    assert (np.sort(zero.view("V24").ravel()) == np.sort(ordered.view("V24").ravel())).all()
+
+
+def test_parquet_gives_what_csv_gives(clicks_csv, tmp_path):
+    pl.read_csv(clicks_csv).write_parquet(tmp_path / "clicks.parquet")
+    preprocess(CLICKS, tmp_path / "csv", clicks_csv)
+    preprocess(CLICKS, tmp_path / "parquet", tmp_path / "clicks.parquet")
+    for name in ("dense", "sparse", "label"):
+        assert (tmp_path / "csv" / f"{name}.npy").read_bytes() == (tmp_path / "parquet" / f"{name}.npy").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("u,2,30,a,1,s,", "clicks.csv:102: column 'clicked' is '2'; expected 0 or 1"),
+        ("u,,30,a,1,s,", "clicks.csv:102: column 'clicked' is None; expected 0 or 1"),
+        ("u,1,old,a,1,s,", "clicks.csv:102: column 'age' is 'old'; expected a number"),
+        ("u,1,inf,a,1,s,", "clicks.csv:102: column 'age' is inf; expected a number"),
+        ("u,1,30,a,1", "clicks.csv:102: 5 fields; expected 7"),
+    ],
+)
+def test_a_bad_row_is_named_and_nothing_is_left(clicks_csv, tmp_path, monkeypatch, row, message):
+    monkeypatch.setattr(raw, "BLOCK_BYTES", 1000)
+    lines = clicks_csv.read_text().splitlines()
+    lines[101] = row
+    path = tmp_path / "clicks.csv"
+    path.write_text("\n".join(lines))
+    with pytest.raises(RawError) as error:
+        preprocess(CLICKS, tmp_path / "out", path)
+    assert message in str(error.value)
+    assert [found.name for found in tmp_path.iterdir()] == ["clicks.csv"]
+
+
+def test_a_failure_keeps_the_data_set_that_was_there(clicks_csv, tmp_path):
+    preprocess(CLICKS, tmp_path / "out", clicks_csv)
+    bad = tmp_path / "bad.csv"
+    bad.write_text("user,clicked,age,ad,price,site\n")
+    with pytest.raises(RawError, match="0 rows; expected at least 10"):
+        preprocess(CLICKS, tmp_path / "out", bad)
+    assert sum(load(tmp_path / "out").schema.rows.values()) == 3000
+
+
+def test_a_data_set_that_is_not_bundled_needs_its_raw_file(tmp_path):
+    with pytest.raises(RawError, match=r"expected the path of its raw file \(--raw\)"):
+        preprocess(CLICKS, tmp_path / "out")
+
+
+def test_counts_that_a_whole_data_set_has_are_checked(clicks_csv, tmp_path):
+    whole = dataclasses.replace(CLICKS, rows=3000, table_rows=(201, 21, 2))
+    assert preprocess(whole, tmp_path / "out", clicks_csv).mismatches == ()
+    for wrong, message in (
+        ({"table_rows": (201, 20, 2)}, "column 'ad' has 21 distinct values; expected 20"),
+        ({"rows": 2999}, "3,000 rows; expected 2,999"),
+    ):
+        schema = preprocess(dataclasses.replace(whole, **wrong), tmp_path / "wrong", clicks_csv)
+        assert schema.mismatches == (message,)
+        assert load(tmp_path / "wrong").schema.mismatches == (message,)
+    part = preprocess(dataclasses.replace(whole, rows=3001), tmp_path / "part", clicks_csv)
+    assert part.mismatches == ()
+
+
+def test_flights_are_what_is_known_of_them(tmp_path):
+    schema = preprocess(FLIGHTS, tmp_path / "flights")
+    assert schema.mismatches == ()
+    columns = load(tmp_path / "flights")
+    assert schema.table_rows[schema.categorical.index("tailnum")] == 4037
+    assert 0.24 < columns.label.float().mean() < 0.25
+    for split in SPLITS:
+        start, stop = columns.range(split)
+        assert abs((stop - start) / 327_346 - {"train": 0.8}.get(split, 0.1)) < 1e-5
+        assert abs(columns.label[start:stop].float().mean() - columns.label.float().mean()) < 0.01
+    distance = columns.dense[:, schema.dense.index("distance")]
+    assert 17 <= round(math.exp(distance.min()) - 1) < round(math.exp(distance.max()) - 1) == 4983  # miles
+
+
+def test_complete_journey_is_what_is_known_of_it(tmp_path):
+    schema = preprocess(COMPLETE_JOURNEY, tmp_path / "random")
+    assert schema.mismatches == ()
+    columns = load(tmp_path / "random")
+    assert columns.label.float().mean().item() == pytest.approx(0.501, abs=0.0005)
+    assert columns.dense.unique().numel() == 24
+
+
+def test_complete_journey_by_time_asks_for_the_last_weeks(tmp_path):
+    schema = preprocess(COMPLETE_JOURNEY_BY_TIME, tmp_path / "by-time")
+    columns = load(tmp_path / "by-time")
+    weeks = pl.read_ipc(tmp_path / "by-time" / "vocabulary" / "week.arrow")["week"].cast(pl.Int8).to_numpy()
+    found = weeks[columns.sparse[:, schema.categorical.index("week")].numpy()]
+    last_of_training, first_of_test = columns.range("train")[1] - 1, columns.range("test")[0]
+    assert (np.diff(found) >= 0).all()
+    assert found[0] == 1
+    assert found[last_of_training] < found[first_of_test] < found[-1] == 53

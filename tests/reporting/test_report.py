@@ -1,0 +1,129 @@
+"""Figures and tables come from the tables of results alone, the same bytes each time."""
+
+import csv
+import dataclasses
+import statistics
+from pathlib import Path
+
+import pytest
+
+from dlrm_mlet.reporting import figures, reproduction, results
+from dlrm_mlet.reporting.curves import difference, gains, make_curves, shrink_factors, zero_cost
+from dlrm_mlet.reporting.report import draw, report
+from dlrm_mlet.reporting.results import ResultsError
+
+ROOT = Path(__file__).parents[2]
+HEADER = (
+    "arm,inner_dim,embedding_dim,seed,status,validation_auc,validation_log_loss,test_auc,test_log_loss,steps,"
+    "trained_parameters,served_parameters,trained_table_bytes,served_table_bytes,seconds,device,torch,commit"
+)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """AUC rises by 0.01 with each doubling of d; MLET k=16 is as good as twice its d, and 0.001 better."""
+    path = tmp_path / "results" / "clicks" / "grid.csv"
+    path.parent.mkdir(parents=True)
+    lines = [HEADER]
+    for k, dimensions in (("", (2, 4, 8)), ("16", (2, 4))):
+        for i, d in enumerate(dimensions):
+            for seed in range(3):
+                auc = 0.7 + 0.01 * i + 0.0001 * seed + (0.011 if k else 0)
+                measures = f"{auc},{1 - auc},{auc},{1 - auc}"
+                lines.append(
+                    f"{'mlet' if k else 'single'},{k},{d},{seed},finished,{measures},9,99,50,400,{40 * d},1.5,cpu,2,c"
+                )
+    lines.append("mlet,16,8,0,diverged,,,,,9,99,50,400,320,1.5,cpu,2,c")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_the_two_numbers_a_reader_wants(table):
+    single, mlet = make_curves(results.read(table))
+    assert (single.label, mlet.label) == ("single layer", "MLET k=16")
+    for measure in ("validation_auc", "validation_log_loss"):
+        assert shrink_factors(mlet, single, measure) == {2: (2, 1.0), 4: (2, 2.0), 8: (4, 2.0)}
+        assert shrink_factors(single, mlet, measure)[4] is None
+        assert gains(mlet, single, 4, measure) == pytest.approx([0.011] * 3)
+    assert mlet.diverged == {8: 1}
+
+
+def test_the_page_holds_means_spreads_and_counts(table):
+    draw(table, table.parent)
+    page = (table.parent / "grid.md").read_text()
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    rows = [row for row in rows if row["inner_dim"] == "16" and row["embedding_dim"] == "4"]
+    aucs = [float(row["validation_auc"]) for row in rows]
+    assert f"| MLET k=16 | 4 | 3 | {statistics.fmean(aucs):.4f} ± {statistics.stdev(aucs):.4f} |" in page
+    assert "| MLET k=16 | 8 | 0 (1 diverged) |" in page
+    assert "Largest gain of validation LogLoss: +0.0110 ± 0.0000 [+0.0110, +0.0110], n=3, MLET k=16" in page
+
+
+def test_the_same_results_give_the_same_bytes(table, tmp_path):
+    first, second = (report(table.parent.parent, tmp_path / name) for name in ("one", "two"))
+    assert {path.name for path in first} == {"grid.md", "grid.png", "grid.svg"}
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_committed_pages_are_those_of_the_committed_results(tmp_path):
+    for page in report(ROOT / "results", tmp_path):
+        if page.suffix == ".md" and not page.stem.startswith("smoke"):
+            assert page.read_text() == (ROOT / "results" / page.parent.name / page.name).read_text()
+
+
+def test_a_difference_has_students_interval():
+    found = difference([0.1, 0.2, 0.3])
+    assert (found.mean, found.std, found.n) == pytest.approx((0.2, 0.1, 3))
+    assert (found.low, found.high) == pytest.approx(
+        (0.2 - 4.30265 * 0.1 / 3**0.5, 0.2 + 4.30265 * 0.1 / 3**0.5), abs=1e-6
+    )
+    assert str(difference([0.1])) == "+0.1000"
+
+
+def test_zero_cost_points_need_no_more_training_memory_and_serve_less(table):
+    single, mlet = make_curves(results.read(table))
+    assert zero_cost([mlet], single, "validation_auc") == []  # k = 16 is above every d of the single layer
+    wide = dataclasses.replace(mlet, inner_dim="4")
+    found = [(d, base) for _, d, base, _ in zero_cost([wide], single, "validation_auc")]
+    assert found == [(2, 4), (4, 8)]  # 0.001 better than twice the d
+
+
+def test_the_claims_page_says_what_was_not_run_and_judges_the_rest(table, tmp_path):
+    page = reproduction.page(tmp_path / "nothing")
+    assert page.count("Not run yet") == page.count("\n### ")
+    flights = tmp_path / "results" / "flights"
+    flights.mkdir()
+    text = table.read_text()
+    text += text.partition("\n")[2].replace("mlet,16", "mlet,64").replace("single", "other")
+    text += text.partition("\n")[2].replace("mlet,16", "mlet,128").replace("single", "another")
+    for name in ("paper-grid", "fair-fight-sgd"):
+        (flights / f"{name}.csv").write_text(text)
+    page = reproduction.page(tmp_path / "results")
+    assert "(Figure 1) | At the paper's learning rate: holds; tuned: holds |" in page
+    assert "best learning rates and start | That tuned MLET beats a tuned single layer: holds |" in page
+    assert "| MLET beats the single layer at the same d (Figures 2 and 3) | Holds |" in page
+    assert "| The gain grows with k | Does not hold |" in page  # all k are the same here
+    assert "| The gain saturates: k=128 is no better than k=64 | Holds |" in page
+
+
+def test_committed_claims_are_those_of_the_committed_results():
+    assert reproduction.page(ROOT / "results") == (ROOT / "docs" / "reproduction.md").read_text()
+
+
+def test_served_bytes_have_a_pareto_front():
+    points = [("a", 10, 0.5, 0.0), ("b", 20, 0.4, 0.0), ("c", 20, 0.6, 0.0), ("d", 30, 0.6, 0.0), ("e", 5, 0.1, 0.0)]
+    assert [name for name, *_ in figures.pareto(points)] == ["e", "a", "c"]
+
+
+@pytest.mark.parametrize(("change", "line"), [(("0.7,", "high,"), 2), ((",c", ""), 2), (("embedding_dim,", "d,"), 2)])
+def test_a_damaged_table_is_named_by_line(table, change, line):
+    table.write_text(table.read_text().replace(*change))
+    with pytest.raises(ResultsError, match=rf"grid\.csv:{line}: not a run"):
+        report(table.parent.parent)
+
+
+def test_without_results_there_is_nothing_to_draw(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no results; expected"):
+        report(tmp_path)

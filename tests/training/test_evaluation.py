@@ -1,0 +1,25 @@
+"""Metrics by how rare ids are, against a plain loop over the rows."""
+
+import torch
+
+from dlrm_mlet.training import evaluation, metrics
+from dlrm_mlet.training.model import build
+
+
+def test_thirds_are_those_of_a_plain_loop(clicks, small_mlet):
+    model = build(small_mlet.model, 2, clicks.schema.table_rows, torch.Generator().manual_seed(0))
+    found = evaluation.by_frequency(model, clicks)
+    start, stop = clicks.range("validation")
+    train = clicks.sparse[: clicks.schema.rows["train"]]
+    rarest = [
+        min(int((train[:, f] == i).sum()) for f, i in enumerate(row)) for row in clicks.sparse[start:stop].tolist()
+    ]
+    assert [third["ids"] for third in found] == ["rare", "middle", "frequent"]
+    assert sum(third["rows"] for third in found) == stop - start
+    below = -1
+    for third in found:
+        mine = torch.tensor([below < count <= third["at_most"] for count in rarest])
+        below = third["at_most"]
+        assert third["rows"] == mine.sum()
+        logits, labels = evaluation.scores(model, clicks.in_order("validation", 100))
+        assert abs(metrics.measure(logits[mine], labels[mine]).auc - third["auc"]) < 1e-3
