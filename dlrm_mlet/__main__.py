@@ -2,11 +2,28 @@
 
 import argparse
 import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from dlrm_mlet.extras import MissingExtraError
 
 ROOT = Path("results")
 DATA = Path("data")
+EXAMPLES = {
+    "preprocess": "my-clicks.toml --raw clicks.parquet",
+    "synthesize": "criteo-kaggle --rows 1000000 --out train.txt",
+    "train": "criteo-kaggle/mlet-k64-d16 --seed 1 --set training.epochs=2",
+    "sweep": "flights/paper-grid",
+    "spectrum": "results/flights/one/seed=0/checkpoint.pt",
+    "export": "checkpoint.pt --out model.onnx --quantize int8",
+    "predict": "model.onnx clicks.csv --out probabilities.csv",
+    "benchmark": "--device cuda:0",
+    "report": "results --out drawn",
+}
+CONFIG = "an experiment's .toml file, or the name of a built-in one, such as flights/paper-grid"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -14,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MissingExtraError) as error:
         # what the package raises says what was wrong; the rest of a trace would hide it
         if os.environ.get("DLRM_MLET_TRACEBACK"):
             raise
@@ -27,71 +44,90 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from dlrm_mlet import __version__
+
     parser = argparse.ArgumentParser(prog="dlrm-mlet", description="Multi-layer embedding training (MLET) for DLRM.")
+    parser.add_argument("--version", action="version", version=f"dlrm-mlet {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    preprocess = commands.add_parser("preprocess", help="raw file -> columns on disk")
-    preprocess.add_argument("dataset", help="a built-in data set's name, or the .toml file that describes one")
-    preprocess.add_argument("--raw", type=Path, help="CSV, TSV or Parquet file; flights needs none")
-    preprocess.add_argument("--out", type=Path, help="default: data/<name>")
-    preprocess.set_defaults(run=_preprocess)
+    def command(name: str, run: Callable[[argparse.Namespace], None], what: str) -> Callable[..., argparse.Action]:
+        example = f"example: dlrm-mlet {name} {EXAMPLES[name]}"
+        added = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=example)
+        added.set_defaults(run=run)
+        return added.add_argument
 
-    synthesize = commands.add_parser("synthesize", help="a raw file of a data set's format, of any size")
-    synthesize.add_argument("dataset", help="criteo-kaggle or avazu")
-    synthesize.add_argument("--rows", type=int, required=True)
-    synthesize.add_argument("--out", type=Path, required=True)
-    synthesize.add_argument("--seed", type=int, default=0)
-    synthesize.set_defaults(run=_synthesize)
+    add = command("preprocess", _preprocess, "raw file -> columns on disk")
+    add("dataset", help="a built-in data set's name, or the .toml file that describes one: see docs/datasets.md")
+    add("--raw", type=Path, metavar="FILE", help="CSV, TSV or Parquet file; the bundled data sets need none")
+    add("--out", type=Path, metavar="DIR", help="default: data/<name>")
 
-    train = commands.add_parser("train", help="one run of a config")
-    train.add_argument("config", type=Path)
-    train.add_argument("--data", type=Path, help="the data set's directory; default: data/<dataset>")
-    train.add_argument("--seed", type=int, help="default: the config's first")
-    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as model.inner_dim=64")
-    train.add_argument("--out", type=Path, help="default: results/<dataset>/<config>/seed=<seed>")
-    train.add_argument("--device", help="cpu or cuda:N; default: the first GPU, if there is one")
-    train.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
-    train.set_defaults(run=_train)
+    add = command("synthesize", _synthesize, "a raw file of a data set's format, of any size")
+    add("dataset", help="criteo-kaggle or avazu")
+    add("--rows", type=int, required=True, help="how many to write")
+    add("--out", type=Path, required=True, metavar="FILE", help="such as train.txt")
+    add("--seed", type=int, default=0, help="of the values; default: 0")
 
-    sweep = commands.add_parser("sweep", help="all runs of a grid that have no record yet, then its tables and figures")
-    sweep.add_argument("config", type=Path)
-    sweep.add_argument("--data", type=Path, help="the data set's directory; default: data/<dataset>")
-    sweep.add_argument("--jobs", type=int, help="runs at a time; default: one a GPU, or one a core if there is none")
-    sweep.add_argument("--out", type=Path, help="default: results/<dataset>/<config>")
-    sweep.set_defaults(run=_sweep)
+    data = "the data set's directory; default: data/<dataset>"
+    add = command("train", _train, "one run of an experiment")
+    add("config", help=CONFIG)
+    add("--data", type=Path, metavar="DIR", help=data)
+    add("--seed", type=int, help="of the weights and of the order of the rows; default: the experiment's first")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="instead of what the file says, such as model.inner_dim=64",
+    )
+    add("--out", type=Path, metavar="DIR", help="default: results/<dataset>/<config>[,KEY=VALUE]/seed=<seed>")
+    add("--device", help="cpu or cuda:N; default: the first GPU, if there is one")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
 
-    spectrum = commands.add_parser("spectrum", help="the singular values of a run's tables")
-    spectrum.add_argument("checkpoint", type=Path, help="a run's checkpoint.pt")
-    spectrum.set_defaults(run=_spectrum)
+    add = command("sweep", _sweep, "all runs of a grid that have no record yet, then its table and figures")
+    add("config", help=CONFIG)
+    add("--data", type=Path, metavar="DIR", help=data)
+    add(
+        "--jobs", type=int, metavar="N", help="worker processes; default: one per GPU, or one per core if there is none"
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="of the runs; the table and figures lie beside it; default: results/<dataset>/<config>",
+    )
+    add(
+        "--publish",
+        action="store_true",
+        help="write into the published table, one that git tracks: see CONTRIBUTING.md",
+    )
 
-    export = commands.add_parser("export", help="a run's model as ONNX, checked in ONNX Runtime on validation rows")
-    export.add_argument("checkpoint", type=Path, help="a run's checkpoint.pt")
-    export.add_argument("--out", type=Path, required=True, help="such as model.onnx")
-    export.add_argument("--quantize", choices=["int8"], help="tables of int8 rows, each with a float16 scale")
-    export.add_argument("--data", type=Path, help="the data set's directory; default: data/<dataset>")
-    export.set_defaults(run=_export)
+    add = command("spectrum", _spectrum, "the singular values of a run's tables")
+    add("checkpoint", type=Path, help="a run's checkpoint.pt")
 
-    predict = commands.add_parser("predict", help="the probability of a click for each row, as CSV")
-    predict.add_argument("model", type=Path, help="a run's checkpoint.pt, or an exported .onnx file")
-    predict.add_argument("rows", type=Path, help="a raw file, with or without labels, or a data set's directory")
-    predict.add_argument("--out", type=Path, required=True, help="such as probabilities.csv")
-    predict.add_argument("--dataset", help="the .toml file of a data set of one's own whose raw files have no header")
-    predict.add_argument("--data", type=Path, help="what the model was trained on; default: data/<dataset>")
-    predict.set_defaults(run=_predict)
+    add = command("export", _export, "a run's model as ONNX, checked in ONNX Runtime on validation rows")
+    add("checkpoint", type=Path, help="a run's checkpoint.pt")
+    add("--out", type=Path, required=True, metavar="FILE", help="such as model.onnx")
+    add("--quantize", choices=["int8"], help="tables of int8 rows, each with a float16 scale; default: float32")
+    add("--data", type=Path, metavar="DIR", help=data)
 
-    benchmark = commands.add_parser("benchmark", help="the time of a training step: Table 2 on this machine")
-    benchmark.add_argument("--out", type=Path, help="default: results/benchmarks/step-<device type>.json")
-    benchmark.add_argument("--device", help="cpu or cuda:N; default: the first GPU, if there is one")
-    benchmark.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the CPU; default: all cores")
-    benchmark.add_argument("--max-rows", type=int, default=1_000_000, help="cap of a table's rows; default: 1000000")
-    benchmark.add_argument("--rounds", type=int, default=40, help="turns of each contender; default: 40")
-    benchmark.set_defaults(run=_benchmark)
+    add = command("predict", _predict, "the probability of a click for each row, as CSV")
+    add("model", type=Path, help="a run's checkpoint.pt, or an exported .onnx file")
+    add("rows", type=Path, help="a raw file, with or without labels, or a data set's directory")
+    add("--out", type=Path, required=True, metavar="FILE", help="such as probabilities.csv")
+    add("--dataset", metavar="FILE", help="the .toml file of a data set of one's own whose raw files have no header")
+    add("--data", type=Path, metavar="DIR", help="what the model was trained on; default: data/<dataset>")
 
-    report = commands.add_parser("report", help="figures and tables from the tables of results alone")
-    report.add_argument("directory", type=Path, nargs="?", default=ROOT)
-    report.add_argument("--out", type=Path, help="default: beside the tables")
-    report.add_argument("--claims", type=Path, help="also write the page of the paper's claims to this file")
-    report.set_defaults(run=_report)
+    add = command("benchmark", _benchmark, "the time of a training step: Table 2 on this machine")
+    add("--out", type=Path, metavar="FILE", help="default: results/benchmarks/step-<device type>.json")
+    add("--device", help="cpu or cuda:N; default: the first GPU, if there is one")
+    add("--threads", type=int, metavar="N", default=os.cpu_count() or 1, help="of the CPU; default: all cores")
+    add("--max-rows", type=int, metavar="N", default=1_000_000, help="cap of a table's rows; default: 1000000")
+    add("--rounds", type=int, metavar="N", default=40, help="turns of each contender, of 20 steps each; default: 40")
+
+    add = command("report", _report, "figures and pages from the tables of results alone")
+    add("directory", type=Path, nargs="?", default=ROOT, help="with <dataset>/<experiment>.csv; default: results")
+    add("--out", type=Path, metavar="DIR", help="default: beside the tables")
+    add("--claims", type=Path, metavar="FILE", help="also write the page of the paper's claims to this file")
     return parser
 
 
@@ -127,7 +163,8 @@ def _train(options: argparse.Namespace) -> None:
             f"{options.config}: a grid of {len(experiment.points)} points; expected one: see sweep"
         )
     seed = experiment.seeds[0] if options.seed is None else options.seed
-    out = options.out or ROOT / experiment.dataset / options.config.stem / f"seed={seed}"
+    name = re.sub(r"[^\w.,=+-]", "_", ",".join([experiment.path.stem, *options.set]))
+    out = options.out or ROOT / experiment.dataset / name / f"seed={seed}"
     data = columns.load(options.data or DATA / experiment.dataset)
     where = device.find(options.device)
     record = train(experiment.points[0].config, data, seed, out, options.resume, device=where)
@@ -139,27 +176,30 @@ def _train(options: argparse.Namespace) -> None:
 def _sweep(options: argparse.Namespace) -> None:
     from dlrm_mlet import config
     from dlrm_mlet.data import columns
-    from dlrm_mlet.reporting import results
     from dlrm_mlet.sweeping import tuning
     from dlrm_mlet.sweeping.sweep import sweep
     from dlrm_mlet.training import device
 
     experiment = config.load(options.config)
-    out = options.out or ROOT / experiment.dataset / options.config.stem
+    out = options.out or ROOT / experiment.dataset / experiment.path.stem
     data, devices = options.data or DATA / experiment.dataset, device.workers(options.jobs)
-    written = []
+    trials: list[Any] = []
     if experiment.tuning:
         experiment, trials = tuning.tune(experiment, data, out / "trials", devices)
-        written.append(out.with_name(f"{out.name}-trials.csv"))
-        results.write(written[0], [(run.point, record) for run, record in trials])
     runs = sweep(experiment, data, out, devices)
-    written += results.write_all(out, [(run.point, record) for run, record in runs], columns.load(data).schema)
 
-    from dlrm_mlet.reporting import report
+    from dlrm_mlet.reporting import publishing, report, results
 
-    written += report.draw(out.with_name(f"{out.name}.csv"), out.parent)
+    tables = results.tables([(run.point, record) for run, record in runs], columns.load(data).schema)
+    if trials:
+        tables["-trials"] = results.rows([(run.point, record) for run, record in trials])
+    table, told = publishing.store(out, tables, options.publish)
+    drawn = report.draw(table, table.parent) if table else []
+    print(report.summary([results.as_row(row) for row in tables[""]]))
     diverged = sum(record.status == "diverged" for _, record in runs)
-    print(f"{len(runs)} runs, {diverged} diverged; results: {', '.join(map(str, written))}")
+    print(f"{told}; {diverged} diverged")
+    for path in filter(None, [table, *drawn]):
+        print(path)
 
 
 def _spectrum(options: argparse.Namespace) -> None:
@@ -177,7 +217,7 @@ def _spectrum(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from dlrm_mlet.data import columns
-    from dlrm_mlet.serving.export import export_served
+    from dlrm_mlet.serving.finished import export_served
     from dlrm_mlet.training import checkpoint
 
     served = checkpoint.load(options.checkpoint)

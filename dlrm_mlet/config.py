@@ -147,6 +147,14 @@ class Point:
         shown = {k: "x".join(map(str, v)) if isinstance(v, tuple) else v for k, v in chosen.items()}
         return "/".join(filter(None, [self.arm, ",".join(f"{key}={value}" for key, value in shown.items())]))
 
+    @property
+    def short(self) -> str:
+        """Its name in a terminal, such as mlet k=64 d=4."""
+        letters = {"inner_dim": "k", "embedding_dim": "d"}
+        chosen = {letters.get(key, key): value for key, value in {**self.varied, **self.tuned}.items()}
+        shown = (f"{k}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in chosen.items())
+        return " ".join(filter(None, [self.arm, *shown])) or "the one point"
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -174,12 +182,34 @@ class Experiment:
     tuning: Tuning | None = None
 
 
+def built_in() -> dict[str, Path]:
+    """The experiments that come with the package, by name, such as flights/paper-grid."""
+    package = Path(__file__).parent
+    # beside the package in a checkout, within it where it was installed
+    folder = next(place for place in (package / "configs", package.parent / "configs") if place.is_dir())
+    return {f"{path.parent.name}/{path.stem}": path for path in sorted(folder.glob("*/*.toml"))}
+
+
+def find(name: str | Path) -> Path:
+    """A file by its path, or a built-in experiment by its name. Raises ConfigError where there is neither."""
+    if Path(name).exists():
+        return Path(name)
+    known = built_in()
+    asked = str(name).removeprefix("configs/").removesuffix(".toml")
+    if asked in known:
+        return known[asked]
+    by_dataset = itertools.groupby(known, key=lambda each: each.partition("/")[0])
+    names = "; ".join(f"{dataset}/{{{','.join(n.partition('/')[2] for n in each)}}}" for dataset, each in by_dataset)
+    raise ConfigError(f"{name}: no such file; expected a TOML file, or a built-in experiment: {names}")
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment; `overrides` are `section.key=value` strings, value in TOML, that replace the file's own.
 
-    Raises ConfigError, which names the file and the key, for anything that is unknown, missing or of another type.
+    `path` is a file, or the name of a built-in experiment. Raises ConfigError, which names the file and the key, for
+    anything that is unknown, missing or of another type.
     """
-    path = Path(path)
+    path = find(path)
     table = read_toml(path)
     for override in overrides:
         _override(table, override)

@@ -16,7 +16,7 @@ import torch
 from dlrm_mlet.data import columns
 from dlrm_mlet.files import replacing, write_json
 from dlrm_mlet.reporting.report import spread
-from dlrm_mlet.serving.export import export_served
+from dlrm_mlet.serving.finished import export_served
 from dlrm_mlet.training import checkpoint
 from dlrm_mlet.training.device import describe
 

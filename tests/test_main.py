@@ -1,13 +1,16 @@
 """The command line from end to end: what people type, and what they are told when it goes wrong."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from dlrm_mlet.__main__ import main
+import dlrm_mlet
+from dlrm_mlet import config
+from dlrm_mlet.__main__ import EXAMPLES, _parser, main
 
 MINE = """
 name = "mine"
@@ -41,7 +44,8 @@ def test_a_data_set_of_ones_own_from_raw_file_to_record(here, capsys):
     assert main(["preprocess", "mine.toml", "--raw", "clicks.csv"]) == 0
     assert "data/mine: train 2,400, validation 300, test 300 rows" in capsys.readouterr().out
     assert main(["train", "run.toml", "--set", "model.inner_dim=16", "--set", "training.epochs=2"]) == 0
-    record = json.loads((here / "results/mine/run/seed=7/record.json").read_text())
+    variant = "run,model.inner_dim=16,training.epochs=2"
+    record = json.loads((here / "results/mine" / variant / "seed=7/record.json").read_text())
     assert record["config"]["model"]["inner_dim"] == 16
     assert record["steps"] == 2 * 19
     out = capsys.readouterr().out
@@ -79,8 +83,9 @@ def test_a_finished_run_is_not_overwritten(here, capsys):
     main(["preprocess", "mine.toml", "--raw", "clicks.csv"])
     assert main(["train", "run.toml"]) == 0
     before = (here / "results/mine/run/seed=7/record.json").read_bytes()
-    assert main(["train", "run.toml", "--set", "training.epochs=2"]) == 1
+    assert main(["train", "run.toml", "--set", "training.epochs=2", "--out", "results/mine/run/seed=7"]) == 1
     assert "is of another run (training.epochs was 1 and is now 2)" in capsys.readouterr().err
+    assert main(["train", "run.toml", "--set", "training.epochs=2"]) == 0  # a directory of its own
     assert main(["train", "run.toml"]) == 0
     assert (here / "results/mine/run/seed=7/record.json").read_bytes() == before
 
@@ -89,3 +94,30 @@ def test_training_needs_no_table_reader_and_no_plotting():
     modules = "dlrm_mlet.sweeping.benchmark, dlrm_mlet.sweeping.sweep"
     code = f"import sys, {modules}; print({{'polars', 'matplotlib'}} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_help_says_what_each_option_is_for_and_gives_an_example(capsys):
+    for command in EXAMPLES:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"example: dlrm-mlet {command} {EXAMPLES[command]}" in shown
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_each_example_is_a_call_that_the_parser_takes(command):
+    assert _parser().parse_args([command, *shlex.split(EXAMPLES[command])]).run
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"dlrm-mlet {dlrm_mlet.__version__}\n"
+
+
+def test_built_in_experiments_go_by_name_and_are_listed_where_one_is_mistyped(here, capsys):
+    assert config.load("flights/paper-grid").points == config.load("configs/flights/paper-grid.toml").points
+    assert main(["sweep", "flights/paper-gird"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("dlrm-mlet: error: flights/paper-gird: no such file; expected a TOML file, or a built-in")
+    assert "flights/{controls," in error

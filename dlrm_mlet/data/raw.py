@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
-import polars as pl
+
+from dlrm_mlet.extras import needs
+
+with needs("data"):
+    import polars as pl
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 COMPRESSED = (".gz", ".zip")

@@ -14,11 +14,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from dlrm_mlet.config import ConfigError
 from dlrm_mlet.data.datasets import AVAZU, CRITEO_KAGGLE
+from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing
+
+with needs("data"):
+    from tqdm import tqdm
 
 CHUNK_ROWS = 1 << 17
 EXPONENT = 0.9

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from dlrm_mlet.data.raw import RawError
+from dlrm_mlet.extras import needs
+
+with needs("data"):
+    import polars as pl
 
 Where = Callable[[int], str]
 Refuse = Callable[[pl.Series, str], None]

@@ -5,9 +5,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
+from dlrm_mlet.extras import needs
 from dlrm_mlet.reporting.results import Row
+
+with needs("reporting"):
+    from scipy import stats
 
 CONFIDENCE = 0.95
 

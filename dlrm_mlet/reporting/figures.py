@@ -6,15 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-
+from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing
 from dlrm_mlet.reporting.curves import Curve, model_name
 from dlrm_mlet.reporting.results import Row, Spectrum
+
+with needs("reporting"):
+    import matplotlib
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
+
+matplotlib.use("Agg")
 
 NAMES = {"auc": "AUC", "log_loss": "LogLoss (nats)"}
 MARKERS = "s^Dv<>P*Xdph"

@@ -131,6 +131,17 @@ def markdown(rows: Sequence[Row], curves: Sequence[Curve], name: str, source: st
     return "\n".join(lines) + "\n"
 
 
+def summary(rows: Sequence[Row]) -> str:
+    """The points of a table for a terminal: validation's mean ± standard deviation over seeds, in 80 columns."""
+    lines = [f"{'model':<32} {'d':>4} {'n':>3}  {'validation AUC':<17} {'LogLoss':<17}"]
+    for curve in make_curves(rows):
+        for d in sorted(curve.points.keys() | curve.diverged.keys()):
+            measures = (f"{spread(curve.values(d, m)):<17}" if d in curve.points else f"{'–':<17}" for m in BOTH)
+            count = len(curve.points.get(d, []))
+            lines.append(f"{curve.label:<32.32} {d:>4} {count:>3}  {' '.join(measures)}".rstrip())
+    return "\n".join(lines)
+
+
 def _points_table(curves: Sequence[Curve]) -> list[str]:
     lines = [
         "| model | d | n | validation AUC | validation LogLoss | test AUC | test LogLoss | KiB trained | KiB served "

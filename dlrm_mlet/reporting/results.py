@@ -1,4 +1,4 @@
-"""Records of an experiment -> one tidy table, a row a run: results/<dataset>/<experiment>.csv, and back."""
+"""Records of an experiment -> one tidy table, a row per run; and such a table -> what a report needs of it."""
 
 import csv
 from collections.abc import Callable
@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from dlrm_mlet.config import Point
 from dlrm_mlet.data.columns import Schema
-from dlrm_mlet.files import replacing
 from dlrm_mlet.training.record import Record
 
 T = TypeVar("T")
@@ -82,8 +81,8 @@ class Third:
 Runs = list[tuple[Point, Record]]
 
 
-def write_all(out: Path, runs: Runs, schema: Schema) -> list[Path]:
-    """Write `out`.csv, and beside it -spectra.csv and -frequency.csv of the runs that measured these."""
+def tables(runs: Runs, schema: Schema) -> dict[str, list[dict[str, str]]]:
+    """The runs' rows; and those of "-spectra" and "-frequency" of the runs that measured these."""
     spectra = [
         (*_where(point, run), at["step"], feature, n, " ".join(f"{value:.4g}" for value in values))
         for point, run in runs
@@ -96,17 +95,12 @@ def write_all(out: Path, runs: Runs, schema: Schema) -> list[Path]:
         for point, run in runs
         for third in run.by_frequency
     ]  # fmt: skip
-    table = out.with_name(f"{out.name}.csv")
-    write(table, runs)
-    written = [table]
-    for kind, lines, cls in (("spectra", spectra, Spectrum), ("frequency", thirds, Third)):
+    found = {"": rows(runs)}
+    for ending, lines, cls in (("-spectra", spectra, Spectrum), ("-frequency", thirds, Third)):
         if lines:
-            written.append(out.with_name(f"{out.name}-{kind}.csv"))
-            with replacing(written[-1]) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow([f.name for f in fields(cls)])
-                writer.writerows(lines)
-    return written
+            names = [f.name for f in fields(cls)]
+            found[ending] = [dict(zip(names, map(str, line), strict=True)) for line in lines]
+    return found
 
 
 def _where(point: Point, run: Record) -> tuple[str, str, int, int]:
@@ -131,34 +125,30 @@ def read_thirds(path: Path) -> list[Third]:
     ))  # fmt: skip
 
 
-def write(path: Path, runs: Runs) -> None:
-    """Write the table, its rows in the order of the grid. Metrics are rounded to 6 decimals, far below their spread."""
+def rows(runs: Runs) -> list[dict[str, str]]:
+    """A row for each run, in the order of the grid. Metrics are rounded to 6 decimals, far below their spread."""
     varied = list(dict.fromkeys(key for point, _ in runs for key in point.varied))
     tuned = list(dict.fromkeys(key for point, _ in runs for key in point.tuned))
     others = [key for key in varied if key not in ("inner_dim", "embedding_dim")]
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            ["arm", "inner_dim", "embedding_dim", *others, "seed", *tuned, "status", *MEASURES, "steps",
-             "trained_parameters", "served_parameters", "trained_table_bytes", "served_table_bytes", "seconds",
-             "device", "torch", "commit"]
-        )  # fmt: skip
-        for point, run in runs:
-            model, size, where = point.config.model, run.parameters, run.provenance
-            writer.writerow(
-                [point.arm, _text(model.inner_dims), model.embedding_dim]
-                + [_text(point.varied.get(key, "")) for key in others]
-                + [run.seed, *(_text(point.tuned.get(key, "")) for key in tuned), run.status]
-                + [_measure(run, name) for name in MEASURES]
-                + [run.steps, size["trained"], size["served"]]
-                + [run.bytes["trained_tables"], run.bytes["served_tables"]]
-                + [round(run.seconds, 1), where["device"], where["torch"], where["commit"]]
-            )
+    found = []
+    for point, run in runs:
+        size, where = run.parameters, run.provenance
+        found.append(
+            {"arm": point.arm, "inner_dim": point.config.model.inner_dims}
+            | {"embedding_dim": point.config.model.embedding_dim}
+            | {key: point.varied.get(key, "") for key in others}
+            | {"seed": run.seed, **{key: point.tuned.get(key, "") for key in tuned}, "status": run.status}
+            | {name: _measure(run, name) for name in MEASURES}
+            | {"steps": run.steps, "trained_parameters": size["trained"], "served_parameters": size["served"]}
+            | {"trained_table_bytes": run.bytes["trained_tables"], "served_table_bytes": run.bytes["served_tables"]}
+            | {"seconds": round(run.seconds, 1), **{key: where[key] or "" for key in ("device", "torch", "commit")}}
+        )
+    return [{name: _text(value) for name, value in row.items()} for row in found]
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a table that `write` wrote. Raises ResultsError at a row that isn't one."""
-    return _read(path, _row)
+    """The rows of a table of runs. Raises ResultsError at a row that isn't one."""
+    return _read(path, as_row)
 
 
 def _read(path: Path, make: Callable[[dict[str, str]], T]) -> list[T]:
@@ -171,7 +161,8 @@ def _read(path: Path, make: Callable[[dict[str, str]], T]) -> list[T]:
             raise ResultsError(f"{where}: not a run: {error!r}; expected the columns that a sweep writes") from None
 
 
-def _row(row: dict[str, str]) -> Row:
+def as_row(row: dict[str, str]) -> Row:
+    """A row of a table, as text by column."""
     names = list(row)
     settings = names[names.index("embedding_dim") + 1 : names.index("seed")]
     tuned = names[names.index("seed") + 1 : names.index("status")]

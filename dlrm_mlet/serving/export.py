@@ -1,32 +1,25 @@
-"""A collapsed model -> an ONNX file, proved equal to it in ONNX Runtime.
-
-B rows of a batch; F categorical features.
-"""
+"""Any collapsed model -> an ONNX file, proved equal to it in ONNX Runtime."""
 
 import contextlib
 import logging
 import os
-import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from dlrm_mlet.data.columns import Columns
+from dlrm_mlet.extras import needs
 from dlrm_mlet.tables.convert import TRAINED
-from dlrm_mlet.tables.quantize import quantize
-from dlrm_mlet.training import evaluation, metrics
-from dlrm_mlet.training.checkpoint import Served
-from dlrm_mlet.training.metrics import Metrics
+
+with needs("serving"):
+    import onnxruntime
+    from onnxruntime import InferenceSession as Session
 
 OPSET = 20
 TOLERANCE = 1e-5
@@ -37,18 +30,6 @@ LARGEST_FILE = 2**31 - 2**20
 
 class ExportError(ValueError):
     """A model that can't be exported, or whose ONNX file doesn't give its outputs."""
-
-
-class Probability(nn.Module):
-    """What is served: dense (B, .) float32 and sparse (B, F) ids -> (B,) probabilities of a click."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, dense: Tensor, sparse: Tensor) -> Tensor:
-        """dense (B, .), sparse (B, F) -> (B,)."""
-        return torch.sigmoid(self.model(dense, sparse))
 
 
 def export(
@@ -99,6 +80,8 @@ def _program(
     input_names: Sequence[str] | None,
     output_names: Sequence[str] | None,
 ) -> torch.onnx.ONNXProgram:
+    with needs("serving"):
+        import onnxscript  # noqa: F401, PLC0415  which torch's exporter needs, and loading an .onnx file doesn't
     batch = torch.export.Dim("batch")
     try:
         with _quiet():
@@ -138,7 +121,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def check(session: onnxruntime.InferenceSession, model: nn.Module, inputs: tuple[Any, ...]) -> float:
+def check(session: Session, model: nn.Module, inputs: tuple[Any, ...]) -> float:
     """The largest difference between ONNX Runtime's outputs and the model's, as a share of those above 1.
 
     Raises ExportError above TOLERANCE.
@@ -154,7 +137,7 @@ def check(session: onnxruntime.InferenceSession, model: nn.Module, inputs: tuple
     return worst
 
 
-def open_session(path: Path, threads: int | None = None) -> onnxruntime.InferenceSession:
+def open_session(path: Path, threads: int | None = None) -> Session:
     """The file, ready to run on the CPU. Raises ExportError where it can't be."""
     if not path.is_file():
         raise ExportError(f"{path}: no such file; expected an ONNX model")
@@ -162,75 +145,18 @@ def open_session(path: Path, threads: int | None = None) -> onnxruntime.Inferenc
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return Session(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base but this
         raise ExportError(f"{path}: damaged, or no ONNX model ({str(error).strip()})") from None
 
 
-def run(session: onnxruntime.InferenceSession, inputs: tuple[Any, ...]) -> list[np.ndarray]:
+def run(session: Session, inputs: tuple[Any, ...]) -> list[np.ndarray]:
     """All outputs, for inputs that are nested as they were at the export; by name where dictionaries name them."""
     tensors = dict(zip(_names(inputs), pytree.tree_leaves(inputs), strict=True))
     nodes = [node.name for node in session.get_inputs()]
     if tensors.keys() != set(nodes):
         tensors = dict(zip(nodes, tensors.values(), strict=True))
     return [np.asarray(output) for output in session.run(None, {name: tensors[name].numpy() for name in nodes})]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What came of an export."""
-
-    path: Path
-    nbytes: int
-    """Of the model and the weights beside it."""
-    table_bytes: int
-    worst: float
-    """The largest difference between a probability in torch and in ONNX Runtime, on `rows` rows."""
-    rows: int
-    torch: Metrics
-    """Of the float32 model in torch, on validation."""
-    onnx: Metrics
-    """Of the exported model in ONNX Runtime, on validation."""
-    milliseconds: dict[int, float]
-    """Rows of a batch -> median time in ONNX Runtime."""
-
-
-def export_served(served: Served, data: Columns, path: Path, as_int8: bool = False) -> Report:
-    """A run's model -> ONNX: inputs `dense` and `sparse`, output `probability`; checked on all validation rows.
-
-    Raises CheckpointError where the columns aren't those that it was trained on, ExportError where ONNX Runtime
-    differs from torch.
-    """
-    served.check(data)
-    logits, labels = evaluation.scores(served.model, data.in_order("validation", evaluation.ROWS))
-    before = metrics.measure(logits, labels)
-    model = quantize(served.model, report=lambda line: None) if as_int8 else served.model
-    whole = Probability(model)
-    start, stop = data.range("validation")
-    batch = data.rows(slice(start, min(start + evaluation.ROWS, stop)))
-    metadata = {"dlrm_mlet.dataset": served.columns.dataset, "dlrm_mlet.columns": served.columns.fingerprint}
-    export(whole, (batch.dense, batch.sparse), path, ["dense", "sparse"], ["probability"], metadata)
-    session, worst = open_session(path), 0.0
-    found = []
-    for batch in data.in_order("validation", evaluation.ROWS):
-        worst = max(worst, check(session, whole, (batch.dense, batch.sparse)))
-        found.append(torch.from_numpy(run(session, (batch.dense, batch.sparse))[0]))
-    after = metrics.measure(torch.cat(found).double().logit(eps=1e-12), labels)
-    nbytes = sum(file.stat().st_size for file in (path, weights_file(path)) if file.exists())
-    times = {rows: latency(session, data, rows) for rows in (1, min(4096, stop - start))}
-    return Report(path, nbytes, model.tables.nbytes, worst, stop - start, before, after, times)
-
-
-def latency(session: onnxruntime.InferenceSession, data: Columns, rows: int, turns: int = 50) -> float:
-    """Median milliseconds that a batch of validation rows takes, so many at once."""
-    start, stop = data.range("validation")
-    batch = data.rows(slice(start, min(start + rows, stop)))
-    times = []
-    for _ in range(turns):
-        begin = time.perf_counter()
-        run(session, (batch.dense, batch.sparse))
-        times.append(1000 * (time.perf_counter() - begin))
-    return statistics.median(times)
 
 
 def _names(inputs: tuple[Any, ...]) -> list[str]:

@@ -7,20 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dlrm_mlet.data import columns
 from dlrm_mlet.data.columns import SPLITS, Columns
 from dlrm_mlet.data.datasets import BUILT_IN, Dataset
 from dlrm_mlet.data.raw import Reader, fields_of_first_line, open_raw
 from dlrm_mlet.data.vocabulary import Vocabulary, digest_of, numbers, refuser
+from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing
-from dlrm_mlet.serving.export import Probability, open_session, run
+from dlrm_mlet.serving.export import open_session, run
+from dlrm_mlet.serving.finished import Probability
 from dlrm_mlet.training import checkpoint
 from dlrm_mlet.training.checkpoint import check_columns
+
+with needs("data"):
+    import polars as pl
+    from tqdm import tqdm
 
 ROWS = 8192
 """Rows that are scored at once."""

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dlrm_mlet.config import ModelConfig, TrainingConfig
 from dlrm_mlet.data.columns import Batch, Columns, Schema
 from dlrm_mlet.data.datasets import CRITEO_KAGGLE
 from dlrm_mlet.data.synthetic import draw_ranks
+from dlrm_mlet.extras import needs
 from dlrm_mlet.tables.stacked import MLETTables, SingleLayerTables, Tables
 from dlrm_mlet.training.device import describe, threads, wait
 from dlrm_mlet.training.model import DLRM, build
@@ -29,6 +29,9 @@ from dlrm_mlet.training.run import make_optimizers
 from dlrm_mlet.training.step import train_step
 from dlrm_mlet.training.stepping import losses
 from dlrm_mlet.training.together import Together
+
+with needs("training"):
+    from tqdm import tqdm
 
 POINTS: dict[int, tuple[int | None, ...]] = {
     4: (None, 8, 16, 32, 64),

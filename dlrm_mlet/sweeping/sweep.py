@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from dlrm_mlet.config import Experiment, Point
 from dlrm_mlet.data import columns
 from dlrm_mlet.data.columns import Columns, Schema
+from dlrm_mlet.extras import needs
 from dlrm_mlet.training import record
 from dlrm_mlet.training.device import CPU, USABLE, free_memory
 from dlrm_mlet.training.record import Record
 from dlrm_mlet.training.run import check_device, memory_needed, train_together
 from dlrm_mlet.training.together import can_train_together
+
+with needs("training"):
+    from tqdm import tqdm
 
 
 class SweepError(RuntimeError):
@@ -68,10 +71,27 @@ def sweep(
         check_device(config, loaded.schema, device, share=USABLE)
     # the longest first, so that no core waits for one at the end
     jobs = sorted(_jobs(missing, loaded.schema, devices), key=lambda job: job.bytes, reverse=True)
-    with tqdm(total=len(runs), initial=len(runs) - len(missing), desc="runs", unit=" runs", disable=None) as bar:
+    done = len(runs) - len(missing)
+    with tqdm(
+        total=len(runs), initial=done, desc="runs", unit=" runs", disable=None, leave=False, dynamic_ncols=True
+    ) as bar:
         for job in _train_all(deque(jobs), data, devices[: len(jobs)]):
             bar.update(len(job.seeds))
+            for seed, directory in job.seeds.items():
+                done += 1
+                told = _last(directory)
+                bar.set_postfix_str(told)
+                if bar.disable:  # no terminal: a line per run
+                    print(f"{done} of {len(runs)}: {job.point.short}, seed {seed}: {told}", flush=True)
     return [(run, found) for run in runs if (found := run.record(loaded)) is not None]
+
+
+def _last(directory: Path) -> str:
+    """What a run came to, in a few words."""
+    found = record.read(directory)
+    if found is None:
+        return "no record"
+    return f"AUC {found.metrics['validation']['auc']:.4f}" if found.metrics else found.status
 
 
 @dataclass(frozen=True)
@@ -147,9 +167,9 @@ def _start_worker(data: Path, places: Any, lock: Any) -> None:
     tqdm.set_lock(lock)
     position, device = places.get()
     _device = torch.device(device)
-    _bar = tqdm(position=position, unit=" steps", leave=False, disable=None)
+    _bar = tqdm(position=position, unit=" steps", leave=False, disable=None, dynamic_ncols=True)
 
 
 def _train(job: Job) -> None:
-    _bar.set_description(f"{job.point.label},seed={','.join(map(str, job.seeds))}")
+    _bar.set_description(f"{job.point.short} seed {','.join(map(str, job.seeds))}")
     train_together(job.point.config, _columns, job.seeds, resume=True, bar=_bar, device=_device)

@@ -70,10 +70,11 @@ def tune(
     assert experiment.tuning is not None
     searches = [Search(point, experiment.tuning) for point in experiment.points]
     runs: list[tuple[PlannedRun, Record]] = []
-    while True:
+    for number in itertools.count(1):
         trials = [(search, values) for search in searches for values in search.next_trials()]
         if not trials:
             break
+        print(f"tuning, round {number}: {len(trials)} trials for {len(searches)} points", flush=True)
         points = tuple(search.trial(values) for search, values in trials)
         batch = dataclasses.replace(experiment, seeds=experiment.tuning.seeds, points=points)
         found = sweep(batch, data, out, devices)
@@ -81,6 +82,10 @@ def tune(
         for i, (search, values) in enumerate(trials):
             of_trial = found[i * len(batch.seeds) : (i + 1) * len(batch.seeds)]
             search.scores[values] = statistics.fmean(score(record) for _, record in of_trial)
+        for search in dict.fromkeys(search for search, _ in trials):
+            print(
+                f"  {search.best.short}: validation AUC {max(search.scores.values()):.4f}, the best so far", flush=True
+            )
     return dataclasses.replace(experiment, points=tuple(search.best for search in searches), tuning=None), runs
 
 

@@ -3,8 +3,12 @@
 from typing import NamedTuple
 
 import torch.nn.functional as F
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
+
+from dlrm_mlet.extras import needs
+
+with needs("training"):
+    from sklearn.metrics import roc_auc_score
 
 
 class Metrics(NamedTuple):

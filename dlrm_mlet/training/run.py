@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dlrm_mlet.config import Config, TrainingConfig
 from dlrm_mlet.data.columns import Columns, Schema
+from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing
 from dlrm_mlet.tables import spectrum
 from dlrm_mlet.tables.stacked import MLETTables, Tables
@@ -24,6 +24,9 @@ from dlrm_mlet.training.model import DLRM, build, served
 from dlrm_mlet.training.optimizer import SGD, Adagrad, Optimizer
 from dlrm_mlet.training.stepping import losses
 from dlrm_mlet.training.together import Together
+
+with needs("training"):
+    from tqdm import tqdm
 
 STEPS_PER_LOOK = 100
 """Steps between two looks at the loss: each look waits for the device."""
@@ -149,6 +152,8 @@ def _take_steps(runs: Sequence["Run"], until: int, bar: Any) -> None:
                 run.step, run.seconds, run.diverged = step, run.seconds + share, not finite
                 if at_point and step < run.steps and not run.diverged:
                     run.look(optimizers)
+                    if run.curve:
+                        bar.set_postfix_str(f"AUC {run.curve[-1]['auc']:.4f}", refresh=False)
             if last or all(run.diverged for run in runs):
                 return
             started = time.perf_counter()

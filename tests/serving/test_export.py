@@ -10,7 +10,8 @@ from dlrm_mlet import convert
 from dlrm_mlet.__main__ import main
 from dlrm_mlet.data import columns
 from dlrm_mlet.serving import export
-from dlrm_mlet.serving.export import ExportError, check, export_served, open_session
+from dlrm_mlet.serving.export import ExportError, check, open_session
+from dlrm_mlet.serving.finished import export_served
 from dlrm_mlet.tables.quantize import quantize
 from dlrm_mlet.training import checkpoint
 

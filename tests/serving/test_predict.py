@@ -15,7 +15,8 @@ from dlrm_mlet.data.datasets import BUILT_IN, Dataset
 from dlrm_mlet.data.preprocess import preprocess
 from dlrm_mlet.data.raw import RawError
 from dlrm_mlet.data.synthetic import synthesize
-from dlrm_mlet.serving.export import ExportError, export_served
+from dlrm_mlet.serving.export import ExportError
+from dlrm_mlet.serving.finished import export_served
 from dlrm_mlet.serving.predict import PredictError, open_model, predict
 from dlrm_mlet.training import checkpoint, evaluation
 from dlrm_mlet.training.run import train

@@ -113,7 +113,7 @@ def test_a_stopped_sweep_keeps_what_is_finished_and_goes_on(clicks_directory, tm
     assert 1 <= len(finished) < 6
     assert not (tmp_path / "out.csv").exists()
     again = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    assert "6 runs, 0 diverged" in again.stdout
+    assert "6 runs; 0 diverged" in again.stdout
     assert again.stderr == ""  # no bars where nobody looks
     assert finished.items() <= times(out).items()
 

@@ -1,0 +1,17 @@
+"""The packages that a room needs beside torch and numpy -> imported, or one line that says how to install them."""
+
+import contextlib
+from collections.abc import Iterator
+
+
+class MissingExtraError(ImportError):
+    """A room's packages that aren't installed: names the one that is missing, and the pip command."""
+
+
+@contextlib.contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around imports of the packages of one extra of setup.cfg. Raises MissingExtraError where one is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"{error.name} isn't installed; expected pip install 'dlrm-mlet[{extra}]'") from None

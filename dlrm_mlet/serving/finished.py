@@ -1,0 +1,88 @@
+"""A finished run -> its model as ONNX, measured on validation in torch and in ONNX Runtime.
+
+B rows of a batch; F categorical features.
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dlrm_mlet.data.columns import Columns
+from dlrm_mlet.serving.export import Session, check, export, open_session, run, weights_file
+from dlrm_mlet.tables.quantize import quantize
+from dlrm_mlet.training import evaluation, metrics
+from dlrm_mlet.training.checkpoint import Served
+from dlrm_mlet.training.metrics import Metrics
+
+
+class Probability(nn.Module):
+    """What is served: dense (B, .) float32 and sparse (B, F) ids -> (B,) probabilities of a click."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, dense: Tensor, sparse: Tensor) -> Tensor:
+        """dense (B, .), sparse (B, F) -> (B,)."""
+        return torch.sigmoid(self.model(dense, sparse))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of an export."""
+
+    path: Path
+    nbytes: int
+    """Of the model and the weights beside it."""
+    table_bytes: int
+    worst: float
+    """The largest difference between a probability in torch and in ONNX Runtime, on `rows` rows."""
+    rows: int
+    torch: Metrics
+    """Of the float32 model in torch, on validation."""
+    onnx: Metrics
+    """Of the exported model in ONNX Runtime, on validation."""
+    milliseconds: dict[int, float]
+    """Rows of a batch -> median time in ONNX Runtime."""
+
+
+def export_served(served: Served, data: Columns, path: Path, as_int8: bool = False) -> Report:
+    """A run's model -> ONNX: inputs `dense` and `sparse`, output `probability`; checked on all validation rows.
+
+    Raises CheckpointError where the columns aren't those that it was trained on, ExportError where ONNX Runtime
+    differs from torch.
+    """
+    served.check(data)
+    logits, labels = evaluation.scores(served.model, data.in_order("validation", evaluation.ROWS))
+    before = metrics.measure(logits, labels)
+    model = quantize(served.model, report=lambda line: None) if as_int8 else served.model
+    whole = Probability(model)
+    start, stop = data.range("validation")
+    batch = data.rows(slice(start, min(start + evaluation.ROWS, stop)))
+    metadata = {"dlrm_mlet.dataset": served.columns.dataset, "dlrm_mlet.columns": served.columns.fingerprint}
+    export(whole, (batch.dense, batch.sparse), path, ["dense", "sparse"], ["probability"], metadata)
+    session, worst = open_session(path), 0.0
+    found = []
+    for batch in data.in_order("validation", evaluation.ROWS):
+        worst = max(worst, check(session, whole, (batch.dense, batch.sparse)))
+        found.append(torch.from_numpy(run(session, (batch.dense, batch.sparse))[0]))
+    after = metrics.measure(torch.cat(found).double().logit(eps=1e-12), labels)
+    nbytes = sum(file.stat().st_size for file in (path, weights_file(path)) if file.exists())
+    times = {rows: latency(session, data, rows) for rows in (1, min(4096, stop - start))}
+    return Report(path, nbytes, model.tables.nbytes, worst, stop - start, before, after, times)
+
+
+def latency(session: Session, data: Columns, rows: int, turns: int = 50) -> float:
+    """Median milliseconds that a batch of validation rows takes, so many at once."""
+    start, stop = data.range("validation")
+    batch = data.rows(slice(start, min(start + rows, stop)))
+    times = []
+    for _ in range(turns):
+        begin = time.perf_counter()
+        run(session, (batch.dense, batch.sparse))
+        times.append(1000 * (time.perf_counter() - begin))
+    return statistics.median(times)

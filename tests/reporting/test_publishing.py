@@ -1,0 +1,82 @@
+"""Published tables stay as they are unless it is asked for; rows of one's own are never dropped."""
+
+import csv
+import subprocess
+
+import pytest
+
+from dlrm_mlet.reporting import publishing
+from dlrm_mlet.reporting.results import ResultsError
+
+
+def rows(*points, auc="0.75", **settings):
+    return [
+        {"arm": "mlet", "inner_dim": str(k), "embedding_dim": "4", **settings, "seed": str(seed), "status": "finished",
+         "validation_auc": auc, "validation_log_loss": "0.4", "test_auc": "", "test_log_loss": "", "seconds": "1.0"}
+        for k, seed in points
+    ]  # fmt: skip
+
+
+def keys(path):
+    return [(row["inner_dim"], row["seed"]) for row in publishing.read(path)]
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "results" / "mine" / "grid"
+
+
+@pytest.fixture
+def published(out):
+    """A table that git tracks."""
+    publishing.store(out, {"": rows((8, 0), (8, 1), (16, 0))})
+    table = out.with_name("grid.csv")
+    for command in (["init", "-q"], ["add", "grid.csv"]):
+        subprocess.run(["git", *command], cwd=table.parent, check=True)
+    return table
+
+
+def test_ones_own_table_lies_beside_the_runs_and_loses_no_row_to_a_smaller_grid(out):
+    table, told = publishing.store(out, {"": rows((8, 0), (8, 1), (16, 0))})
+    assert (table, told) == (out.with_name("grid.csv"), "3 runs")
+    publishing.store(out, {"": rows((8, 1), auc="0.8")})
+    assert keys(table) == [("8", "1"), ("8", "0"), ("16", "0")]
+    assert publishing.read(table)[0]["validation_auc"] == "0.8"
+
+
+def test_a_published_table_that_is_reproduced_stays_as_it_is(out, published):
+    before = published.read_bytes()
+    again = [{**row, "seconds": "9.0"} for row in rows((8, 0), (16, 0))]
+    assert publishing.store(out, {"": again}) == (None, f"2 of 2 runs equal the published ones: {published}")
+    assert published.read_bytes() == before
+
+
+def test_what_differs_from_a_published_table_lies_apart(out, published):
+    before = published.read_bytes()
+    table, told = publishing.store(out, {"": [*rows((8, 0)), *rows((8, 1), (32, 0), auc="0.8")], "-spectra": []})
+    assert table == out / "grid.csv"
+    assert told.startswith(f"1 of 3 runs equal the published ones in {published}, which stays as it is")
+    assert published.read_bytes() == before
+    assert keys(table) == [("8", "0"), ("8", "1"), ("32", "0")]
+
+
+def test_publishing_replaces_the_runs_that_are_new_and_keeps_the_others(out, published):
+    table, _ = publishing.store(out, {"": rows((8, 1), (32, 0), auc="0.8")}, publish=True)
+    assert table == published
+    assert keys(table) == [("8", "1"), ("32", "0"), ("8", "0"), ("16", "0")]
+
+
+def test_settings_of_all_rows_are_columns_before_the_seed(out):
+    publishing.store(out, {"": rows((8, 0))})
+    publishing.store(out, {"": rows((8, 0), auc="0.7", precision="tf32")})
+    with out.with_name("grid.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert list(found[0])[:5] == ["arm", "inner_dim", "embedding_dim", "precision", "seed"]
+    assert [row["precision"] for row in found] == ["tf32", ""]
+
+
+def test_a_file_that_is_no_table_of_runs_is_refused(out):
+    out.parent.mkdir(parents=True)
+    out.with_name("grid.csv").write_text("what,ever\n1,2\n")
+    with pytest.raises(ResultsError, match=r"grid\.csv: not a table of runs"):
+        publishing.store(out, {"": rows((8, 0))})
