@@ -6,44 +6,51 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 installed := $(VENV)/.installed
 
-.PHONY: install preprocess sweep experiments figures benchmark benchmark-preprocess benchmark-serving test lint clean
+.DEFAULT_GOAL := help
+.PHONY: help install preprocess sweep experiments figures docs benchmark benchmark-preprocess benchmark-serving test lint clean
 
-install: $(installed)
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1 | \2/p' Makefile | while IFS='|' read -r name what; do printf '%-26s %s\n' "$$name" "$$what"; done
+
+install: $(installed)  ## the package and all its extras into .venv
 
 $(installed): setup.cfg pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
 	touch $@
 
-preprocess: $(installed)  ## make preprocess DATASET=my-data.toml RAW=clicks.csv
+preprocess: $(installed)  ## raw file -> data/: DATASET=name or my-data.toml, RAW=clicks.csv
 	scripts/preprocess.sh $(DATASET) $(RAW)
 
-sweep: $(installed)  ## make sweep [DATASET=flights] [GRID=paper-grid]
+sweep: $(installed)  ## the paper's grid on NYC flights; DATASET=complete-journey, GRID=controls and so on for others
 	scripts/sweep.sh $(DATASET) $(GRID)
 
-experiments: $(installed)  ## all that docs/reproduction.md is drawn from, in under two hours on two cores
+experiments: $(installed)  ## all experiments of DATASET: on flights under two hours on two cores
 	scripts/experiments.sh $(DATASET)
 
 figures: $(installed)  ## all figures and tables again, from results/ alone
 	dlrm-mlet report results --claims docs/reproduction.md
 
+docs: $(installed)  ## docs/config.md and docs/datasets.md, from the code's docstrings
+	python scripts/document_keys.py
+
 benchmark: $(installed)  ## Table 2 of the paper on this machine
 	dlrm-mlet benchmark
 	dlrm-mlet report results --claims docs/reproduction.md
 
-benchmark-preprocess: $(installed)  ## against what polars needs merely to parse the same file
+benchmark-preprocess: $(installed)  ## preprocessing beside what polars needs merely to parse the same file
 	python scripts/benchmark_preprocess.py
 
 benchmark-serving: sweep  ## bytes, scores and latency of flights models in ONNX Runtime
 	python scripts/benchmark_serving.py
 
-test: $(installed)
+test: $(installed)  ## all tests, in under five minutes
 	python -m pytest
 
-lint: $(installed)
+lint: $(installed)  ## ruff and mypy
 	ruff check .
 	ruff format --check .
 	mypy
 
-clean:  ## what was installed; data/ and results/ stay
+clean:  ## remove what was installed; data/ and results/ stay
 	rm -rf $(VENV) build ./*.egg-info

@@ -38,7 +38,7 @@ class ModelConfig:
     start_as: tuple[int, ...] | None = None
     """Start at the W of a model with these inner dimensions ([]: a single layer), by the QR of Theorem 2.1."""
     tables: Literal["full", "hashed", "quotient-remainder", "mixed-dimension"] = "full"
-    """Full: a row a value, one layer or more. The others are rivals: see rivals.py."""
+    """Full: a row per value, one layer or more. The others are rivals: see dlrm_mlet/tables/rivals.py."""
     collisions: int = 4
     """By what factor hashed and quotient-remainder tables have fewer rows."""
     temperature: float = 0.3
@@ -46,7 +46,7 @@ class ModelConfig:
     served_rank: int | None = None
     """Serve the table's truncated singular value decomposition of this rank, as two factors."""
     served_as: Literal["float32", "int8"] = "float32"
-    """int8: serve whole numbers, with a half-precision scale a row."""
+    """int8: serve whole numbers, with a half-precision scale per row."""
 
     @property
     def inner_dims(self) -> tuple[int, ...]:
@@ -87,17 +87,20 @@ class TrainingConfig:
     """One run's schedule: plain SGD, without momentum or decay (paper, section 3)."""
 
     learning_rate: float = 0.2
+    """Of the MLPs and, unless they have their own, of the tables."""
     table_learning_rate: float | None = None
     """The tables' own learning rate, projections included; None: the same as the MLPs'."""
     freeze_projections: bool = False
     """Leave W2 as it starts."""
     optimizer: Literal["sgd", "adagrad"] = "sgd"
-    """Adagrad keeps one sum of squares a row for gathered tables, and one an element for all else."""
+    """Adagrad keeps one sum of squares per row of the tables, and one per number of all else."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """In what the training step multiplies: tf32 (GPUs alone) all matrices; bfloat16 the MLPs and the interaction. The
     weights, their gradients, validation and test stay float32."""
     batch_size: int = 128
+    """Rows of a step, over which the loss is a mean."""
     epochs: int = 1
+    """How often each training row is read."""
     max_steps: int | None = None
     """End the run after so many steps, if the epochs aren't over by then."""
     evaluate_every: int = 500
@@ -165,10 +168,13 @@ class Tuning:
     """
 
     start: dict[str, tuple[float, ...]]
+    """The keys to tune, of [model] and [training], and the values to start with."""
     seeds: tuple[int, ...]
     """Of the trials; expected to be others than those of the experiment."""
     trials: int
+    """At least so many for each point."""
     factor: float = 2.0
+    """From a value to its neighbours."""
 
 
 @dataclass(frozen=True)

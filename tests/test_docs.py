@@ -1,9 +1,20 @@
 """The Python of the docs runs, and prints what the page says."""
 
+import dataclasses
+import importlib
 import re
+import shlex
 from pathlib import Path
 
-DOCS = Path(__file__).parent.parent / "docs"
+import pytest
+
+from dlrm_mlet import config
+from dlrm_mlet.__main__ import _parser
+from dlrm_mlet.config import ModelConfig, TrainingConfig, Tuning
+from dlrm_mlet.data.datasets import Dataset
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 
 
 def test_the_page_of_ones_own_model_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
@@ -18,3 +29,58 @@ def test_the_page_of_ones_own_model_runs_from_top_to_bottom(tmp_path, monkeypatc
         if shown:
             assert capsys.readouterr().out == re.sub("^    ", "", shown, flags=re.M)
     assert {"model.onnx", "model-int8.onnx"} == {file.name for file in tmp_path.iterdir()}
+
+
+def test_the_pages_of_keys_are_what_the_code_says(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    document_keys = importlib.import_module("document_keys")
+    for name, text in document_keys.pages().items():
+        assert (DOCS / name).read_text() == text, f"docs/{name} is of other code; expected `make docs` to have been run"
+
+
+@pytest.mark.parametrize("cls", [ModelConfig, TrainingConfig, Tuning, Dataset])
+def test_every_key_has_a_meaning(cls, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    document_keys = importlib.import_module("document_keys")
+    rows = document_keys.table(cls).splitlines()[2:]
+    assert len(rows) == len(dataclasses.fields(cls))
+    assert not [row for row in rows if row.endswith("|  |")]
+
+
+def commands(path):
+    """The dlrm-mlet and make calls of a page's code."""
+    text = path.read_text().replace("\\\n", " ")
+    code = [line.strip() for line in re.findall(r"^    (.*)$", text, re.M)] + re.findall(r"`((?:make|dlrm-mlet \S+) [^`\n]+)`", text)
+    calls = (re.split(r" {2,}|#", line)[0].strip() for line in code if re.match(r"(dlrm-mlet|make) [a-z]", line))
+    return [re.sub(r"[][]|\bCHECKPOINT\|", "", call) for call in calls]  # what may be left out can be given
+
+
+PAGES = [
+    ROOT / "README.md",
+    *sorted(DOCS.glob("*.md")),
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "data/README.md",
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_command_of_the_docs_is_one(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for command in commands(page):
+        name, *arguments = shlex.split(command)
+        if name == "make":
+            assert arguments[0] in targets, f"{page.name}: {command}"
+            continue
+        options = _parser().parse_args(arguments)  # exits at what it doesn't know
+        if "/" in getattr(options, "config", "") and "<" not in options.config:
+            assert config.find(options.config)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_first_page_can_be_read_in_a_minute():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120

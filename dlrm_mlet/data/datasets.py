@@ -16,6 +16,7 @@ class Dataset:
     """A table of clicks: one label, numbers, and values to embed. A user's own is a TOML file with these keys."""
 
     name: str
+    """Of the directory in data/, and in experiments."""
     label: str
     """Column of 0 and 1."""
     dense: tuple[str, ...]
@@ -26,6 +27,7 @@ class Dataset:
     """80/10/10 for training, validation and test: drawn at random, or in the rows' own order. "days": in the rows' own
     order six sevenths, which are days of near-equal length, for training, and the last day halved."""
     split_seed: int = 0
+    """Of a random split."""
     transform: dict[str, Transform] = field(default_factory=dict)
     """Of a dense column, where it isn't log1p: log(1 + max(x, 0))."""
     columns: tuple[str, ...] = ()

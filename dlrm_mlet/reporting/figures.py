@@ -212,6 +212,41 @@ def equation_6(changes: Sequence[Mapping[str, str]], path: Path) -> None:
             ax.legend(frameon=False)
 
 
+def over_table_rate(trials: Mapping[str, Sequence[Row]], paper: float, path: Path) -> None:
+    """Validation AUC against the tables' learning rate, a panel per optimizer, single layer and MLET side by side.
+
+    `trials` are those that differ in the tables' rate alone; `paper` is the rate that the paper has for everything.
+    """
+    title = "DLRM on NYC flights: mean ± standard deviation over 3 seeds"
+    with _figure(path, len(trials), title, width=5.2) as axes:
+        for ax, (name, rows) in zip(axes, trials.items(), strict=True):
+            models = dict.fromkeys((row.embedding_dim, row.inner_dim) for row in rows)
+            for d, inner_dim in sorted(models, key=lambda model: (model[1] != "", model[0])):
+                mine = [row for row in rows if (row.embedding_dim, row.inner_dim) == (d, inner_dim)]
+                rates = sorted({float(row.tuned["table_learning_rate"]) for row in mine})
+                by_rate = [[row.measures["validation_auc"] for row in mine
+                            if float(row.tuned["table_learning_rate"]) == rate] for rate in rates]  # fmt: skip
+                ax.errorbar(
+                    rates,
+                    [statistics.fmean(values) for values in by_rate],
+                    [statistics.stdev(values) for values in by_rate],
+                    label=f"MLET k={inner_dim}, d={d}" if inner_dim else f"single layer, d={d}",
+                    color="#31688e" if inner_dim else "black",
+                    linestyle="-" if inner_dim else "--",
+                    marker="s" if d == max(models)[0] else "o",
+                    capsize=2,
+                )
+            if name == "SGD":
+                ax.axvline(paper, color="0.5", linestyle=":")
+                ax.annotate(f"the paper's {paper}", (paper, 0.03), xycoords=("data", "axes fraction"), xytext=(4, 0),
+                            textcoords="offset points", color="0.35", fontsize=9)  # fmt: skip
+            ax.set_xscale("log")
+            ax.set_xlabel("learning rate of the tables")
+            ax.set_ylabel("validation AUC")
+            ax.set_title(f"{name}, the MLPs at {rows[0].tuned['learning_rate']}", fontsize=10)
+            ax.legend(frameon=False, fontsize=9, loc="lower right" if name == "SGD" else "lower left")
+
+
 def steps(result: Mapping[str, Any], path: Path) -> None:
     """Table 2: a step's time at each point, the textbook's, ours and the floor's; on a GPU the plain step's too."""
     points = result["points"]

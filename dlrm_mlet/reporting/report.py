@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from dlrm_mlet.config import TrainingConfig
 from dlrm_mlet.files import replacing
 from dlrm_mlet.reporting import figures, results
 from dlrm_mlet.reporting.curves import (
@@ -41,6 +42,8 @@ def report(directory: Path, out: Path | None = None) -> list[Path]:
     written: list[Path] = []
     for table in tables:
         written += draw(table, out / table.parent.name if out else table.parent)
+    for dataset in sorted(path.parent for path in directory.glob("*/fair-fight-sgd-trials.csv")):
+        written += draw_rates(dataset, out / dataset.name if out else dataset)
     for timings in sorted(directory.glob("benchmarks/step-*.json")):
         written += draw_steps(timings, out / "benchmarks" if out else timings.parent)
     return written
@@ -83,6 +86,26 @@ def draw(table: Path, target: Path) -> list[Path]:
     with replacing(target / f"{table.stem}.md") as partial:
         partial.write_text(page, encoding="utf-8")
     return [*written, target / f"{table.stem}.md"]
+
+
+def draw_rates(dataset: Path, target: Path) -> list[Path]:
+    """The figure of validation AUC against the tables' learning rate, from the trials of a data set's fair fights.
+
+    Of the trials those count in which nothing else differs: the MLPs' rate is the one that most have, and the tables
+    start as the paper's.
+    """
+    trials: dict[str, list[Row]] = {}
+    for name, optimizer in (("sgd", "SGD"), ("adagrad", "row-wise Adagrad")):
+        path = dataset / f"fair-fight-{name}-trials.csv"
+        rows = results.read(path) if path.exists() else []
+        rows = [row for row in rows if row.embedding_dim in (4, 8) and row.measures]
+        common = statistics.mode(row.tuned["learning_rate"] for row in rows) if rows else None
+        rows = [row for row in rows if (row.tuned["learning_rate"], row.tuned["initial_scale"]) == (common, "1.0")]
+        if rows:
+            trials[optimizer] = rows
+    place = target / "table-learning-rate"
+    figures.over_table_rate(trials, TrainingConfig.learning_rate, place)
+    return figures.files(place)
 
 
 def draw_steps(timings: Path, target: Path) -> list[Path]:
@@ -145,7 +168,7 @@ def summary(rows: Sequence[Row]) -> str:
 def _points_table(curves: Sequence[Curve]) -> list[str]:
     lines = [
         "| model | d | n | validation AUC | validation LogLoss | test AUC | test LogLoss | KiB trained | KiB served "
-        "| s a run |",
+        "| s per run |",
         "|---|--:|--:|---|---|---|---|--:|--:|--:|",
     ]
     for curve in curves:

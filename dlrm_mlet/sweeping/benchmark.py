@@ -191,7 +191,7 @@ def _in_turns(
     cores: int,
     rounds: int,
 ) -> dict[Name, list[float]]:
-    """Milliseconds a step of each contender, one for each round."""
+    """Milliseconds per step of each contender, one for each round."""
     times: dict[Name, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, steps in contenders.items():
@@ -316,7 +316,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [
         f"{result['device']}, {result['threads']} threads, {versions}; Criteo-Kaggle's 26 tables capped at "
         f"{result['max_rows']:,} rows each, batch {result['batch_size']}; medians over {result['rounds']} rounds of "
-        f"{result['steps_per_round']} steps, in ms a step, and medians of the rounds' ratios.",
+        f"{result['steps_per_round']} steps, in ms per step, and medians of the rounds' ratios.",
         "",
         f"| model | d | {' | '.join(names)} | textbook / ours | ours / floor | ours / our single layer |",
         f"|---|--:|{'--:|' * len(names)}--:|--:|--:|",
@@ -330,7 +330,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"{together['seeds']} seeds in one pass, MLET k={together['inner_dim']}, d={together['embedding_dim']}: "
-        f"{together['together_ms']:.{digits}f} ms a step of all, {together['together_over_alone']:.2f} times the "
+        f"{together['together_ms']:.{digits}f} ms per step of all, {together['together_over_alone']:.2f} times the "
         f"{together['alone_ms']:.{digits}f} ms of one alone.",
     ]
     if kernels := result.get("kernels"):
