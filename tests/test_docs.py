@@ -2,10 +2,12 @@
 
 import dataclasses
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 from dlrm_mlet import config
@@ -47,10 +49,28 @@ def test_every_key_has_a_meaning(cls, monkeypatch):
     assert not [row for row in rows if row.endswith("|  |")]
 
 
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plt, "show", lambda: None)
+    cells = json.loads((DOCS / "quickstart.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert (
+        len([cell for cell in cells if any("image/png" in out.get("data", {}) for out in cell.get("outputs", []))]) == 2
+    )
+    scope = {"__name__": "notebook"}
+    for source in code:
+        exec(compile(source.replace("STEPS = None", "STEPS = 40"), "quickstart.ipynb", "exec"), scope)
+    plt.close("all")
+    assert "single layer, tables 12.8    validation AUC" in capsys.readouterr().out
+    assert (tmp_path / "model.onnx").exists()
+
+
 def commands(path):
     """The dlrm-mlet and make calls of a page's code."""
     text = path.read_text().replace("\\\n", " ")
-    code = [line.strip() for line in re.findall(r"^    (.*)$", text, re.M)] + re.findall(r"`((?:make|dlrm-mlet \S+) [^`\n]+)`", text)
+    code = [line.strip() for line in re.findall(r"^    (.*)$", text, re.M)] + re.findall(
+        r"`((?:make|dlrm-mlet \S+) [^`\n]+)`", text
+    )
     calls = (re.split(r" {2,}|#", line)[0].strip() for line in code if re.match(r"(dlrm-mlet|make) [a-z]", line))
     return [re.sub(r"[][]|\bCHECKPOINT\|", "", call) for call in calls]  # what may be left out can be given
 

@@ -74,8 +74,8 @@ def _from_k_equal_d(tables: Tables) -> Judgement:
         equal = tables.curve("narrow", "mlet", str(d))
         found[f"k=d={d}"] = difference(paired_gains(equal.points[d], single.points[d], AUC))
     return Judgement(
-        f"Validation AUC over the single layer: {listed(found)} At small k W2 also makes the table's step smaller, "
-        "k/16 of it.",
+        f"Validation AUC over the single layer: {listed(found)} At small k W2 also makes the table's step smaller: "
+        "to k/16 of it at the start, since the entries of W2 have variance 1/16 then.",
         verdict(found.values()),
     )
 
@@ -120,9 +120,8 @@ def _largest_loss_gain(tables: Tables) -> Judgement:
     }
     name, best = max(found.items(), key=lambda pair: pair[1].low)
     return Judgement(
-        f"The surest gain of validation LogLoss (the highest lower bound): {best} at {name}, n = {best.n}; other "
-        "data, so "
-        "only the order of size can be compared.",
+        f"The gain of validation LogLoss whose interval begins highest: {best} at {name}, n = {best.n}. The data are "
+        "others than the paper's, so only the order of size can be compared.",
         "Needs the full data" if best.low > 0 else "Does not hold",
     )
 

@@ -57,9 +57,10 @@ def verdict(found: Iterable[Difference]) -> str:
 
 
 def listed(found: Mapping[str, Difference]) -> str:
-    """Each difference after its name, and n."""
-    n = sorted({gain.n for gain in found.values()})
-    return "; ".join(f"{name}: {gain}" for name, gain in found.items()) + f" (n = {', '.join(map(str, n))})."
+    """Each difference after its name, and n: once for all where it is the same."""
+    if len(counts := {gain.n for gain in found.values()}) == 1:
+        return "; ".join(f"{name}: {gain}" for name, gain in found.items()) + f" (n = {counts.pop()})."
+    return "; ".join(f"{name}: {gain} (n = {gain.n})" for name, gain in found.items()) + "."
 
 
 def paired(better: Curve, base: Curve, measure: str = AUC) -> dict[str, Difference]:

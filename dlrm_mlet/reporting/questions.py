@@ -22,7 +22,7 @@ def _rate_and_start(tables: Tables) -> Judgement:
         said.append(f"{name}: {listed(paired(tables.curve('controls', arm), single))}")
     left = paired(mlet, tables.curve("controls", "single-rate-x4-starts-as-mlet"))
     return Judgement(
-        f"Validation AUC over the plain single layer: MLET k=64: {listed(paired(mlet, single))} Single layer with "
+        f"Validation AUC over the single layer: MLET k=64: {listed(paired(mlet, single))} Single layer with "
         f"{' '.join(said)} What is left of MLET over the single layer with both: {listed(left)}",
         f"MLET's own part: {verdict(left.values()).lower()}",
     )
@@ -60,13 +60,12 @@ def _tuned(tables: Tables, experiment: str) -> Judgement:
         for d in single.points
         if d in mlet.points
     )
-    lost = (
-        f"{sum(single.diverged.values())} runs of the single layer and {sum(mlet.diverged.values())} of MLET diverged"
-    )
+    lost = [sum(curve.diverged.values()) for curve in (single, mlet)]
+    told = f"{lost[0]} runs of the single layer and {lost[1]} of MLET diverged at the chosen rates, and have no score."
     return Judgement(
         f"MLET k=64 over the single layer on test, fresh seeds. AUC: {listed(found[TEST_AUC])} LogLoss: "
         f"{listed(found[TEST_LOSS])} Validation AUC: {listed(found[AUC])} Mean test AUC of the single layer and "
-        f"of MLET: {means}. {lost} at the learning rates that were chosen, and are not in the means.",
+        f"of MLET: {means}. {told if any(lost) else 'No run diverged.'}",
         f"That tuned MLET beats a tuned single layer: {verdict(test.values()).lower()}"
         + (f"; the single layer is better at {' and '.join(worse)}" if worse else ""),
     )
