@@ -154,14 +154,13 @@ def _synthesize(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from dlrm_mlet import config
     from dlrm_mlet.data import columns
+    from dlrm_mlet.toml import ConfigError
     from dlrm_mlet.training import device
     from dlrm_mlet.training.run import train
 
     experiment = config.load(options.config, options.set)
     if len(experiment.points) > 1:
-        raise config.ConfigError(
-            f"{options.config}: a grid of {len(experiment.points)} points; expected one: see sweep"
-        )
+        raise ConfigError(f"{options.config}: a grid of {len(experiment.points)} points; expected one: see sweep")
     seed = experiment.seeds[0] if options.seed is None else options.seed
     name = re.sub(r"[^\w.,=+-]", "_", ",".join([experiment.path.stem, *options.set]))
     out = options.out or ROOT / experiment.dataset / name / f"seed={seed}"

@@ -2,19 +2,12 @@
 
 import dataclasses
 import itertools
-import tomllib
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A config that can't be meant: the message names the file, the key, the value and what was expected."""
+from dlrm_mlet.toml import ConfigError, build, convert, override, read_toml
 
 
 @dataclass(frozen=True)
@@ -217,12 +210,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """
     path = find(path)
     table = read_toml(path)
-    for override in overrides:
-        _override(table, override)
+    for assignment in overrides:
+        override(table, assignment)
     try:
         grid = table.pop("grid", None)
         tuning = _tuning(table.pop("tuning", None))
-        seeds = _convert(table.pop("seeds", [0]), tuple[int, ...], "seeds")
+        seeds = convert(table.pop("seeds", [0]), tuple[int, ...], "seeds")
         if len(set(seeds)) != len(seeds) or not seeds or min(seeds) < 0:
             raise ConfigError(f"seeds = {list(seeds)}: expected distinct numbers from 0 up")
         if tuning and set(seeds) & set(tuning.seeds):
@@ -245,7 +238,7 @@ def tuned(point: Point, chosen: Mapping[str, Any]) -> Point:
 def _tuning(table: Any) -> Tuning | None:
     if table is None:
         return None
-    tuning = build(Tuning, _convert(table, dict[str, Any], "tuning"), "tuning.")
+    tuning = build(Tuning, convert(table, dict[str, Any], "tuning"), "tuning.")
     for key, values in tuning.start.items():
         if key not in GRID_KEYS:
             raise ConfigError(f"unknown key tuning.start.{key}: expected one of {', '.join(GRID_KEYS)}")
@@ -254,16 +247,6 @@ def _tuning(table: Any) -> Tuning | None:
     if not tuning.start or not tuning.seeds or tuning.trials < 1 or tuning.factor <= 1:
         raise ConfigError("tuning: expected keys in start, seeds, trials of at least 1, and a factor above 1")
     return tuning
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file. Raises ConfigError where it is missing or isn't TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; expected a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
 
 
 def _points(table: dict[str, Any], grid: Any) -> list[Point]:
@@ -302,71 +285,3 @@ def _point(table: dict[str, Any], arm: str, varied: dict[str, Any]) -> Point | N
     except ConfigError as error:
         raise ConfigError(f"grid.{arm}: {error}") from None
     return Point(arm, {k: tuple(v) if isinstance(v, list) else v for k, v in varied.items()}, config)
-
-
-def build(cls: type[T], table: Mapping[str, Any], prefix: str = "") -> T:
-    """A dataclass from a TOML table; an unknown, missing or wrongly typed key is a ConfigError that names it."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    for key in table:
-        if key not in fields:
-            raise ConfigError(f"unknown key {prefix}{key}: expected one of {', '.join(fields)}")
-    for name, f in fields.items():
-        if name not in table and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"missing key {prefix}{name}")
-    return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in table.items()})
-
-
-def _convert(value: Any, hint: Any, key: str) -> Any:
-    """A TOML value as the type a field declares."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return build(typing.cast(type, hint), value, f"{key}.")
-    if origin in (types.UnionType, typing.Union):
-        for choice in arguments:
-            try:
-                return _convert(value, choice, key)
-            except ConfigError:
-                continue
-    elif origin is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(item, arguments[0], f"{key}[{i}]") for i, item in enumerate(value))
-    elif origin is dict and isinstance(value, dict):
-        return {name: _convert(item, arguments[1], f"{key}.{name}") for name, item in value.items()}
-    elif (origin is typing.Literal and value in arguments) or hint is Any:
-        return value
-    elif hint is float and type(value) is int:
-        return float(value)
-    elif isinstance(hint, type) and type(value) is hint:  # bool is no int here
-        return value
-    elif hint is type(None) and value is None:
-        return None
-    raise ConfigError(f"{key} = {value!r}: expected {_describe(hint)}")
-
-
-def _describe(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
-        return f"a list of {_describe(arguments[0])}"
-    if origin is dict:
-        return f"a table of {_describe(arguments[1])}"
-    if origin is typing.Literal:
-        return "one of " + ", ".join(map(repr, arguments))
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(_describe(choice) for choice in arguments if choice is not type(None))
-    return "a table" if dataclasses.is_dataclass(hint) else str(getattr(hint, "__name__", hint))
-
-
-def _override(table: dict[str, Any], override: str) -> None:
-    dotted, equals, text = override.partition("=")
-    if not equals:
-        raise ConfigError(f"--set {override}: expected section.key=value, such as model.inner_dim=64")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word is a string
-    *sections, key = dotted.strip().split(".")
-    for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"--set {override}: {section} is not a table")
-    table[key] = value

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dlrm_mlet.config import ConfigError, load
+from dlrm_mlet.config import load
+from dlrm_mlet.toml import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -12,6 +12,7 @@ PACKAGE = Path(dlrm_mlet.__file__).parent
 FLOORS = [
     "extras",
     "files",
+    "toml",
     "config",
     "tables",
     "data",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlrm_mlet.config import build
+from dlrm_mlet.toml import build
 
 SPLITS = ("train", "validation", "test")
 

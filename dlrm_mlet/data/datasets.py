@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from dlrm_mlet.config import ConfigError, build, read_toml
+from dlrm_mlet.toml import ConfigError, build, read_toml
 
 Transform = Literal["log1p", "identity", "hour_of_day", "unix_hour"]
 """log1p: log(1 + max(x, 0)); identity: x; hour_of_day: log(1 + h) of a time YYMMDDHH; unix_hour: the same of a time in

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dlrm_mlet.config import ConfigError
 from dlrm_mlet.data.datasets import AVAZU, CRITEO_KAGGLE
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing
+from dlrm_mlet.toml import ConfigError
 
 with needs("data"):
     from tqdm import tqdm

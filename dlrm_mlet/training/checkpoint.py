@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from dlrm_mlet.config import Config, build
+from dlrm_mlet.config import Config
 from dlrm_mlet.data.columns import Columns, Schema
+from dlrm_mlet.toml import build
 from dlrm_mlet.training.model import DLRM, served
 from dlrm_mlet.training.model import build as build_model
 

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import torch
 
-from dlrm_mlet.config import Config, ConfigError, build
+from dlrm_mlet.config import Config
 from dlrm_mlet.data.columns import Schema
 from dlrm_mlet.files import write_json
+from dlrm_mlet.toml import ConfigError, build
 
 FILE = "record.json"
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dlrm_mlet.config import ConfigError
 from dlrm_mlet.data import datasets
+from dlrm_mlet.toml import ConfigError
 
 MINE = """
 name = "my-clicks"

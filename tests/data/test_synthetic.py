@@ -5,12 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dlrm_mlet.config import Config, ConfigError, ModelConfig, TrainingConfig
+from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
 from dlrm_mlet.data import synthetic
 from dlrm_mlet.data.columns import load
 from dlrm_mlet.data.datasets import AVAZU, CRITEO_KAGGLE
 from dlrm_mlet.data.preprocess import preprocess
 from dlrm_mlet.data.synthetic import draw_ranks, synthesize, vocabulary_size
+from dlrm_mlet.toml import ConfigError
 from dlrm_mlet.training.run import train
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from dlrm_mlet import config
-from dlrm_mlet.config import ConfigError
 from dlrm_mlet.sweeping.tuning import Search, score, tune
+from dlrm_mlet.toml import ConfigError
 from tests.sweeping.test_sweep import CPU, times
 
 TUNED = """

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from dlrm_mlet.config import ConfigError, ModelConfig
+from dlrm_mlet.config import ModelConfig
 from dlrm_mlet.tables.rivals import mixed_dimensions, truncated
 from dlrm_mlet.tables.stacked import make_tables
+from dlrm_mlet.toml import ConfigError
 from dlrm_mlet.training.model import build, build_tables, served
 
 TABLE_ROWS = (7, 500, 2001)
