@@ -5,13 +5,16 @@ import importlib
 import json
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
+import polars as pl
 import pytest
 
 from dlrm_mlet import config
-from dlrm_mlet.__main__ import _parser
+from dlrm_mlet.__main__ import _parser, main
 from dlrm_mlet.config import ModelConfig, TrainingConfig, Tuning
 from dlrm_mlet.data.datasets import Dataset
 
@@ -63,6 +66,35 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     plt.close("all")
     assert "single layer, tables 12.8    validation AUC" in capsys.readouterr().out
     assert (tmp_path / "model.onnx").exists()
+
+
+def test_the_page_of_ones_own_data_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    clicks = pl.DataFrame(
+        {"age": rng.integers(18, 90, 2000), "price": rng.random(2000), "clicked": rng.integers(0, 2, 2000)}
+        | {name: rng.integers(0, n, 2000).astype(str) for name, n in (("user", 300), ("ad", 20), ("site", 5))}
+    )
+    clicks.write_parquet("clicks.parquet")
+    clicks.head(50).write_csv("new-clicks.csv")
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", (DOCS / "your-own-data.md").read_text(), re.M)
+    data_set, preprocess, rest, grid, serve = (textwrap.dedent(block).strip("\n") for block in blocks)
+    experiment = rest.partition("\n\ndlrm-mlet")[0]
+    (tmp_path / "my-clicks.toml").write_text(data_set)
+    (tmp_path / "mine.toml").write_text(experiment)
+    single = (line for line in experiment.splitlines() if not line.startswith(("embedding_dim", "inner_dim")))
+    (tmp_path / "grid.toml").write_text(
+        "\n".join(["seeds = [0]" if "seeds" in line else line for line in single] + [grid])
+    )
+    checkpoint = "results/my-clicks/mine/seed=0/checkpoint.pt"
+    calls = [*preprocess.splitlines(), *rest.partition("\n\ndlrm-mlet")[2].splitlines(), *serve.splitlines()]
+    calls = [call.partition("#")[0].removeprefix("dlrm-mlet").replace("CHECKPOINT", checkpoint) for call in calls]
+    assert len(calls) == 5
+    for call in [*calls, "sweep grid.toml"]:
+        assert main(shlex.split(call)) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "9 runs; 0 diverged" in shown  # the grid's
+    assert (tmp_path / "probabilities.csv").read_text().count("\n") == 51
 
 
 def commands(path):
