@@ -1,6 +1,7 @@
 """The command line: arguments in, one call out."""
 
 import argparse
+import hashlib
 import os
 import re
 import sys
@@ -162,7 +163,9 @@ def _train(options: argparse.Namespace) -> None:
     if len(experiment.points) > 1:
         raise ConfigError(f"{options.config}: a grid of {len(experiment.points)} points; expected one: see sweep")
     seed = experiment.seeds[0] if options.seed is None else options.seed
-    name = re.sub(r"[^\w.,=+-]", "_", ",".join([experiment.path.stem, *options.set]))
+    name = re.sub(r"[^\w.,=+-]", "_", ",".join([experiment.path.stem, *sorted(options.set)]))
+    if len(name) > 150:  # file systems end at 255
+        name = f"{name[:130]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     out = options.out or ROOT / experiment.dataset / name / f"seed={seed}"
     data = columns.load(options.data or DATA / experiment.dataset)
     where = device.find(options.device)
@@ -181,6 +184,8 @@ def _sweep(options: argparse.Namespace) -> None:
 
     experiment = config.load(options.config)
     out = options.out or ROOT / experiment.dataset / experiment.path.stem
+    if out.name in ("", ".."):  # the table beside it needs a name
+        out = out.resolve()
     data, devices = options.data or DATA / experiment.dataset, device.workers(options.jobs)
     trials: list[Any] = []
     if experiment.tuning:

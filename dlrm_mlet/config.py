@@ -88,8 +88,8 @@ class TrainingConfig:
     optimizer: Literal["sgd", "adagrad"] = "sgd"
     """Adagrad keeps one sum of squares per row of the tables, and one per number of all else."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """In what the training step multiplies: tf32 (GPUs alone) all matrices; bfloat16 the MLPs and the interaction. The
-    weights, their gradients, validation and test stay float32."""
+    """In what the training step multiplies: tf32 (GPUs alone) all matrices; bfloat16 the MLPs and the interaction, with
+    gradients that are rounded to it too. The weights, their updates, validation and test stay float32."""
     batch_size: int = 128
     """Rows of a step, over which the loss is a mean."""
     epochs: int = 1
@@ -191,7 +191,7 @@ def built_in() -> dict[str, Path]:
 
 def find(name: str | Path) -> Path:
     """A file by its path, or a built-in experiment by its name. Raises ConfigError where there is neither."""
-    if Path(name).exists():
+    if Path(name).is_file():
         return Path(name)
     known = built_in()
     asked = str(name).removeprefix("configs/").removesuffix(".toml")

@@ -65,7 +65,7 @@ and `dataset = "my-clicks"` in an experiment trains on it. {written}
     split_seed = 0
 
     [transform]
-    age = "identity"                      # where log1p isn't meant
+    age = "identity"                      # where log1p isn't meant; numbers far above 1 make training diverge
 
 Transforms: {transforms}
 

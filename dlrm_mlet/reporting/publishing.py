@@ -1,6 +1,7 @@
 """An experiment's new tables and those that are there -> what is kept, what is written where, and a sentence."""
 
 import csv
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,40 +19,50 @@ def store(out: Path, tables: Mapping[str, Table], publish: bool = False) -> tupl
     """Keep an experiment's tables, by the end of their names, of which "" is the one with a row per run.
 
     They go beside `out`, as <out>.csv, <out>-spectra.csv and so on, and rows that are there of other runs stay. But a
-    published table, one that git tracks, isn't touched unless `publish` says so: where the new runs equal it nothing
-    is written, else the tables go into `out`. Returns the table with a row per run that was written, and what
-    to tell.
+    published table, one that git tracks, isn't touched unless `publish` says so: where all that is new equals it
+    nothing is written, else the tables go into `out`. Returns the table with a row per run that was written, and what
+    to tell. Raises ResultsError where a table that is there can't be gone on with.
     """
-    published, runs = out.with_name(f"{out.name}.csv"), tables[""]
-    told = f"{len(runs)} runs"
-    place = out
-    if not publish and is_tracked(published):
-        there = {_key(row): row for row in read(published)}
+    runs, place, told = tables[""], out, f"{len(tables[''])} runs"
+    if not publish and any(is_tracked(_path(out, ending)) for ending in tables):
+        published = _path(out, "")
+        there = {_key(row): row for row in _read(published)}
         same = sum(all(row[name] == there.get(_key(row), {}).get(name) for name in RESULT) for row in runs)
         told = f"{same} of {len(runs)} runs equal the published ones"
-        if same == len(runs):
+        companions = [ending for ending in tables if ending and not _holds(_path(out, ending), tables[ending])]
+        if same == len(runs) and not companions:
             return None, f"{told}: {published}"
         place = out / out.name
         told += f" in {published}, which stays as it is; CONTRIBUTING.md says how results are published"
     for ending, rows in tables.items():
-        path = place.with_name(f"{place.name}{ending}.csv")
-        _write(path, _merged(read(path) if path.exists() else [], rows))
-    return place.with_name(f"{place.name}.csv"), told
+        path = _path(place, ending)
+        old = _others(path, _read(path), rows)
+        _write(path, [*rows, *old])
+        if old and not ending:
+            told += f"; {len(old)} rows of other runs stay in the table"
+    return _path(place, ""), told
 
 
 def is_tracked(path: Path) -> bool:
-    """Whether the file is one of a git checkout's own."""
+    """Whether the file is one of a git checkout's own; so it is taken to be where git can't tell."""
     try:
         found = subprocess.run(
-            ["git", "ls-files", "--error-unmatch", path.name], cwd=path.parent, capture_output=True, check=False
-        )
+            ["git", "--literal-pathspecs", "ls-files", "--error-unmatch", path.name],
+            cwd=path.parent, capture_output=True, check=False, text=True, env={**os.environ, "LC_ALL": "C"},
+        )  # fmt: skip
     except OSError:  # no git, or no such folder
         return False
-    return found.returncode == 0
+    return found.returncode == 0 or not (found.returncode == 1 or "not a git repository" in found.stderr)
 
 
-def read(path: Path) -> Table:
-    """The rows of a table. Raises ResultsError where it isn't one."""
+def _path(out: Path, ending: str) -> Path:
+    return out.with_name(f"{out.name}{ending}.csv")
+
+
+def _read(path: Path) -> Table:
+    """The rows of a table, none where there is no file. Raises ResultsError where it isn't one."""
+    if not path.exists():
+        return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if rows and (None in rows[0] or "seed" not in rows[0]):
@@ -60,17 +71,31 @@ def read(path: Path) -> Table:
 
 
 def _key(row: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """What says which run a row is of: its arm, what the grid varied, and its seed."""
+    """What says which run a row is of: its arm, what the grid varied, and its seed; in trials what was tried, too."""
     named = list(row)
-    # what lies between seed and status was chosen, and isn't what was asked for
-    until_seed = named[: named.index("seed") + 1]
-    return tuple((name, row[name]) for name in until_seed if row[name])
+    end = "status" if row.get("read_test") == "False" else "seed"
+    return tuple((name, row[name]) for name in named[: named.index(end) + 1] if row[name] and name != "status")
 
 
-def _merged(old: Table, new: Table) -> Table:
-    """The new rows, and of the old ones those of other runs."""
+def _others(path: Path, old: Table, new: Table) -> Table:
+    """The old rows that are of other runs than the new ones."""
+    if old and new:
+        for name in set(_settings(old[0])) ^ set(_settings(new[0])):
+            if name in old[0] and name in new[0]:
+                raise ResultsError(f"{path}: {name} was chosen in one table and set in the other; move the file away")
     keys = {_key(row) for row in new}
-    return [*new, *(row for row in old if _key(row) not in keys)]
+    return [row for row in old if _key(row) not in keys]
+
+
+def _settings(row: Mapping[str, str]) -> list[str]:
+    return list(row)[: list(row).index("seed")]
+
+
+def _holds(path: Path, rows: Table) -> bool:
+    """Whether a table has all these rows, in the columns that it has."""
+    there = _read(path)
+    found = {tuple(row.values()) for row in there}
+    return bool(there) and all(tuple(row.get(name, "") for name in there[0]) in found for row in rows)
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, str]]) -> None:

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,28 +83,40 @@ Runs = list[tuple[Point, Record]]
 
 def tables(runs: Runs, schema: Schema) -> dict[str, list[dict[str, str]]]:
     """The runs' rows; and those of "-spectra" and "-frequency" of the runs that measured these."""
-    spectra = [
-        (*_where(point, run), at["step"], feature, n, " ".join(f"{value:.4g}" for value in values))
-        for point, run in runs
-        for at in run.spectra
-        for feature, n, values in zip(schema.categorical, schema.table_rows, at["singular_values"], strict=True)
-    ]
-    thirds = [
-        (*_where(point, run), *(third[key] if key in ("ids", "rows", "at_most") else round(third[key], 6)
-                                for key in ("ids", "rows", "at_most", "auc", "log_loss")))
-        for point, run in runs
-        for third in run.by_frequency
-    ]  # fmt: skip
-    found = {"": rows(runs)}
-    for ending, lines, cls in (("-spectra", spectra, Spectrum), ("-frequency", thirds, Third)):
-        if lines:
-            names = [f.name for f in fields(cls)]
-            found[ending] = [dict(zip(names, map(str, line), strict=True)) for line in lines]
-    return found
+    others = _others(runs)
+    found: dict[str, list[dict[str, Any]]] = {"": [], "-spectra": [], "-frequency": []}
+    for point, run in runs:
+        where = _where(point, run, others)
+        for at in run.spectra:
+            features = zip(schema.categorical, schema.table_rows, at["singular_values"], strict=True)
+            found["-spectra"] += (
+                {**where, "step": at["step"], "feature": feature, "num_embeddings": n,
+                 "values": " ".join(f"{value:.4g}" for value in values)}
+                for feature, n, values in features
+            )  # fmt: skip
+        found["-frequency"] += (
+            where | {key: third[key] for key in ("ids", "rows", "at_most")}
+            | {key: round(third[key], 6) for key in ("auc", "log_loss")}
+            for third in run.by_frequency
+        )  # fmt: skip
+    as_text = {ending: [{k: _text(v) for k, v in row.items()} for row in its] for ending, its in found.items() if its}
+    return {"": rows(runs), **as_text}
 
 
-def _where(point: Point, run: Record) -> tuple[str, str, int, int]:
-    return point.arm, _text(point.config.model.inner_dims), point.config.model.embedding_dim, run.seed
+def _others(runs: Runs) -> list[str]:
+    """What the grid varied beside the two dimensions."""
+    varied = dict.fromkeys(key for point, _ in runs for key in point.varied)
+    return [key for key in varied if key not in ("inner_dim", "embedding_dim")]
+
+
+def _where(point: Point, run: Record, others: list[str]) -> dict[str, Any]:
+    """Which run a row is of."""
+    model = point.config.model
+    return (
+        {"arm": point.arm, "inner_dim": model.inner_dims, "embedding_dim": model.embedding_dim}
+        | {key: point.varied.get(key, "") for key in others}
+        | {"seed": run.seed}
+    )
 
 
 def read_spectra(path: Path) -> list[Spectrum]:
@@ -127,17 +139,15 @@ def read_thirds(path: Path) -> list[Third]:
 
 def rows(runs: Runs) -> list[dict[str, str]]:
     """A row for each run, in the order of the grid. Metrics are rounded to 6 decimals, far below their spread."""
-    varied = list(dict.fromkeys(key for point, _ in runs for key in point.varied))
+    others = _others(runs)
     tuned = list(dict.fromkeys(key for point, _ in runs for key in point.tuned))
-    others = [key for key in varied if key not in ("inner_dim", "embedding_dim")]
     found = []
     for point, run in runs:
         size, where = run.parameters, run.provenance
         found.append(
-            {"arm": point.arm, "inner_dim": point.config.model.inner_dims}
-            | {"embedding_dim": point.config.model.embedding_dim}
-            | {key: point.varied.get(key, "") for key in others}
-            | {"seed": run.seed, **{key: point.tuned.get(key, "") for key in tuned}, "status": run.status}
+            _where(point, run, others)
+            | {key: point.tuned.get(key, "") for key in tuned}
+            | {"status": run.status}
             | {name: _measure(run, name) for name in MEASURES}
             | {"steps": run.steps, "trained_parameters": size["trained"], "served_parameters": size["served"]}
             | {"trained_table_bytes": run.bytes["trained_tables"], "served_table_bytes": run.bytes["served_tables"]}

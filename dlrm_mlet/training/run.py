@@ -42,8 +42,8 @@ class TrainingError(ValueError):
 def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
     """Bytes that so many runs together hold at their fullest, on their device, without the columns and torch itself.
 
-    The trained tables and what Adagrad keeps a row, at the end the collapsed ones of one run and what is served of
-    them, the orders of the rows and one batch of evaluation.
+    The trained tables and what Adagrad keeps per row, at the end the collapsed ones of one run and what is served of
+    them, the orders of the rows, and one batch: of evaluation, or of training with its gradients.
     """
     model = config.model
     rows, features = sum(schema.table_rows), len(schema.table_rows)
@@ -51,7 +51,8 @@ def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
     collapsed = model.embedding_dim if model.inner_dims else 0
     smaller = 2 * (model.served_rank or 0) + (model.embedding_dim if model.served_as == "int8" else 0) / 2
     tables = rows * (widths[0] * seeds + (config.training.optimizer == "adagrad") + collapsed + smaller)
-    activations = evaluation.ROWS * (
+    batch = min(config.training.batch_size, schema.rows["train"])
+    activations = max(evaluation.ROWS, 3 * seeds * batch) * (
         features * sum(widths) + (features + 1) ** 2 + sum(model.bottom_mlp + model.top_mlp)
     )
     return int(4 * (tables + activations)) + 8 * schema.rows["train"] * seeds

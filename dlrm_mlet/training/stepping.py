@@ -35,6 +35,8 @@ def losses(
 ) -> Iterator[Tensor]:
     """Make a step for each batch of `orders`, places of rows (..., rows) each, and yield its loss, not waited for.
 
+    A loss lies in the same memory as the one before, where steps are replayed: copy what is to be kept.
+
     The device decides how: a CPU makes a `train_step` (in bfloat16 a `FusedStep`), a GPU replays a `FusedStep` that it
     has captured, over columns that are resident there or, where they are the CPU's, stream there.
     """
@@ -45,8 +47,10 @@ def losses(
                 yield train_step(model, optimizers, batch)
         return
     orders = iter(orders)
-    first = next(orders)
-    seeds = first.shape[:-1]
+    first = next(orders, None)
+    if first is None:
+        return
+    seeds, batch_size = first.shape[:-1], min(batch_size, columns.schema.rows["train"])
     feed = (Resident if columns.label.device == device else Streamed)(columns, seeds, batch_size, device)
     step = FusedStep(model, optimizers, torch.bfloat16 if precision == "bfloat16" else None)
     replayed = ReplayedStep(step, feed.columns, (*seeds, feed.rows), batch_size, precision)
@@ -87,7 +91,7 @@ class ReplayedStep:
     def _next(self) -> Tensor:
         if self.replay is None:
             with _called(self.precision):
-                if self.warm_up:
+                if self.warm_up or self.device.type != "cuda":
                     self.warm_up -= 1
                     return self._step()
                 self.replay = capture(self._step, self.device)
@@ -110,11 +114,13 @@ def _called(precision: str) -> Iterator[None]:
 
 
 def capture(function: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-    """What the function does, as one CUDA graph, whose result is always in the same memory; elsewhere itself."""
-    if device.type != "cuda":
-        return function
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+    """What the function does, as one CUDA graph, whose result is always in the same memory."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    # only this thread's calls belong to the graph: another one may be gathering the next lot into pinned memory
+    with (
+        torch.cuda.device(device),
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+    ):
         result = function()
 
     def replay() -> Tensor:
@@ -158,7 +164,7 @@ class Streamed:
                     following = pool.submit(self._gather, after)
                 for array, rows in zip(self.columns.arrays(), gathered, strict=True):
                     array[: len(rows)].copy_(rows, non_blocking=True)
-                yield torch.arange(part.numel()).view(part.shape)
+                yield torch.arange(part.numel(), device=self.columns.label.device).view(part.shape)
 
     def _gather(self, order: Tensor) -> list[Tensor]:
         gathered = [array[order.flatten()] for array in self.source.arrays()]

@@ -18,7 +18,7 @@ def rows(*points, auc="0.75", **settings):
 
 
 def keys(path):
-    return [(row["inner_dim"], row["seed"]) for row in publishing.read(path)]
+    return [(row["inner_dim"], row["seed"]) for row in publishing._read(path)]
 
 
 @pytest.fixture
@@ -39,9 +39,10 @@ def published(out):
 def test_ones_own_table_lies_beside_the_runs_and_loses_no_row_to_a_smaller_grid(out):
     table, told = publishing.store(out, {"": rows((8, 0), (8, 1), (16, 0))})
     assert (table, told) == (out.with_name("grid.csv"), "3 runs")
-    publishing.store(out, {"": rows((8, 1), auc="0.8")})
+    _, told = publishing.store(out, {"": rows((8, 1), auc="0.8")})
+    assert told == "1 runs; 2 rows of other runs stay in the table"
     assert keys(table) == [("8", "1"), ("8", "0"), ("16", "0")]
-    assert publishing.read(table)[0]["validation_auc"] == "0.8"
+    assert publishing._read(table)[0]["validation_auc"] == "0.8"
 
 
 def test_a_published_table_that_is_reproduced_stays_as_it_is(out, published):
@@ -80,3 +81,49 @@ def test_a_file_that_is_no_table_of_runs_is_refused(out):
     out.with_name("grid.csv").write_text("what,ever\n1,2\n")
     with pytest.raises(ResultsError, match=r"grid\.csv: not a table of runs"):
         publishing.store(out, {"": rows((8, 0))})
+
+
+def test_trials_differ_by_what_was_tried(out):
+    def trial(rate):
+        (row,) = rows((8, 0))
+        before = {"arm": row.pop("arm"), "inner_dim": row.pop("inner_dim"), "embedding_dim": row.pop("embedding_dim")}
+        return {**before, "seed": row.pop("seed"), "learning_rate": rate, "read_test": "False", **row}
+
+    publishing.store(out, {"": rows((8, 0)), "-trials": [trial("0.1"), trial("0.2")]})
+    publishing.store(out, {"": rows((8, 0)), "-trials": [trial("0.2"), trial("0.8")]})
+    kept = publishing._read(out.with_name("grid-trials.csv"))
+    assert [row["learning_rate"] for row in kept] == ["0.2", "0.8", "0.1"]
+
+
+def test_what_else_was_measured_is_kept_where_it_is_not_published(out, published):
+    spectra = [{"arm": "mlet", "inner_dim": "8", "embedding_dim": "4", "seed": "0", "step": "0", "values": "1 2"}]
+    table, told = publishing.store(out, {"": rows((8, 0)), "-spectra": spectra})
+    assert told.startswith("1 of 1 runs equal the published ones")
+    assert table == out / "grid.csv"
+    assert publishing._read(out / "grid-spectra.csv") == spectra
+
+
+def test_a_published_table_that_was_deleted_is_no_reason_to_lose_the_runs(out, published):
+    published.unlink()
+    table, told = publishing.store(out, {"": rows((8, 0))})
+    assert (table, told.partition(" in ")[0]) == (out / "grid.csv", "0 of 1 runs equal the published ones")
+
+
+def test_a_name_with_the_letters_of_a_pattern_is_a_name(out, published):
+    table, _ = publishing.store(out.with_name("gri[d]"), {"": rows((32, 0))})
+    assert table == out.with_name("gri[d].csv")
+    assert len(keys(published)) == 3
+
+
+def test_where_git_cannot_tell_a_table_counts_as_published(out, published, monkeypatch):
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    table, _ = publishing.store(out, {"": rows((32, 0))})
+    assert table == out / "grid.csv"
+
+
+def test_a_column_cannot_be_chosen_and_set_in_one_table(out):
+    publishing.store(out, {"": rows((8, 0), precision="tf32")})
+    (row,) = rows((8, 0))
+    chosen = {key: row[key] for key in ("arm", "inner_dim", "embedding_dim", "seed")} | {"precision": "tf32"} | row
+    with pytest.raises(ResultsError, match="precision was chosen in one table and set in the other"):
+        publishing.store(out, {"": [chosen]})

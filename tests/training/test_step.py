@@ -89,7 +89,7 @@ def test_bfloat16_changes_a_step_by_its_rounding_and_leaves_the_weights_whole(cl
         model = build(shape, 2, clicks.schema.table_rows, generator(0, "weights")).to(device)
         orders = [clicks.order("train", generator(0, "order"))]
         made = losses(model, make_optimizers(model, schedule), clicks.to(device), orders, 64, precision)
-        runs.append((torch.stack(list(made)), model))
+        runs.append((torch.stack([loss.clone() for loss in made]), model))
     (whole, _), (rounded, model) = runs
     assert len(whole) == 38
     difference = (whole - rounded).abs().cpu()
@@ -115,6 +115,15 @@ def test_rows_that_stream_in_lots_make_the_same_steps_as_resident_ones(clicks, s
         model = made[0].to(device) if len(seeds) == 1 else Together(made, device)
         generators = [[generator(seed, "order", epoch) for seed in seeds] for epoch in range(2)]
         orders = [clicks.order("train", each if len(each) > 1 else each[0]) for each in generators]
-        found.append(torch.stack(list(losses(model, make_optimizers(model, schedule), columns, orders, 64))).cpu())
+        made = losses(model, make_optimizers(model, schedule), columns, orders, 64)
+        found.append(torch.stack([loss.clone() for loss in made]).cpu())
     assert found[0].shape[0] == 2 * 38
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_batch_above_the_rows_is_one_of_all_rows(clicks, precision):
+    model = build(ModelConfig(4, (16,), (32,)), 2, clicks.schema.table_rows, generator(0, "weights"))
+    orders = [clicks.order("train", generator(0, "order"))]
+    assert len(list(losses(model, make_optimizers(model, TrainingConfig()), clicks, orders, 10**9, precision))) == 1
+    assert not list(losses(model, make_optimizers(model, TrainingConfig()), clicks, [], 64, precision))
