@@ -1,5 +1,6 @@
 """The step that is written out is the step of autograd: same losses, same weights, for all tables and optimizers."""
 
+import contextlib
 import dataclasses
 import itertools
 
@@ -11,7 +12,7 @@ from dlrm_mlet.training import stepping
 from dlrm_mlet.training.device import DeviceError
 from dlrm_mlet.training.model import build
 from dlrm_mlet.training.run import generator, make_optimizers, train
-from dlrm_mlet.training.step import FusedStep, train_step
+from dlrm_mlet.training.step import Beside, FusedStep, train_step
 from dlrm_mlet.training.stepping import losses
 from dlrm_mlet.training.together import Together
 from tests import pretend_gpu
@@ -127,3 +128,27 @@ def test_a_batch_above_the_rows_is_one_of_all_rows(clicks, precision):
     orders = [clicks.order("train", generator(0, "order"))]
     assert len(list(losses(model, make_optimizers(model, TrainingConfig()), clicks, orders, 10**9, precision))) == 1
     assert not list(losses(model, make_optimizers(model, TrainingConfig()), clicks, [], 64, precision))
+
+
+def test_side_streams_wait_for_their_own_gpu_and_no_other(monkeypatch):
+    asked = []
+
+    class Stream:
+        def __init__(self, device=None):
+            self.device = device
+
+        def wait_stream(self, other):
+            pass
+
+    def current(device=None):
+        asked.append(device)
+        return Stream(device)
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", current)
+    beside = Beside(torch.device("cuda", 1))
+    with beside.begun():
+        pass
+    beside.join()
+    assert asked == [torch.device("cuda", 1)] * 2
