@@ -45,8 +45,8 @@ def export(
     `inputs` are the arguments of a call, of at least two rows: tensors, or dictionaries and lists of them, whose
     tensors become inputs in their order, under the dictionary's keys where `input_names` aren't given. The model is
     put into its evaluation mode. Weights of over 2 GiB lie beside it, in <path>.data. The file appears when ONNX
-    Runtime has given the model's outputs on `inputs` and on half of them. Raises ExportError where it didn't, where
-    torch can't export the model so, or where MLET's tables aren't collapsed.
+    Runtime has given the model's outputs on `inputs`, on half of them and on one row. Raises ExportError where it
+    didn't, where torch can't export the model so, or where MLET's tables aren't collapsed.
     """
     if path.suffix != ".onnx":
         raise ExportError(f"{path}: expected a name that ends in .onnx")
@@ -66,8 +66,9 @@ def export(
         for node in session.get_inputs():
             if not node.shape or not isinstance(node.shape[0], str):
                 raise ExportError(f"the model takes batches of {node.shape[0]} rows alone; expected any number of them")
-        check(session, model, inputs)
-        check(session, model, pytree.tree_map(lambda value: value[: max(1, len(value) // 2)], inputs))
+        rows = len(pytree.tree_leaves(inputs)[0])
+        for count in dict.fromkeys((rows, max(1, rows // 2), 1)):  # a model may treat one row in another way
+            check(session, model, pytree.tree_map(lambda value, count=count: value[:count], inputs))
         weights_file(path).unlink(missing_ok=True)  # of an earlier export
         for file in sorted(partial.parent.iterdir(), reverse=True):  # the weights before the model
             os.replace(file, path.parent / file.name)
@@ -124,16 +125,27 @@ def _quiet() -> Iterator[None]:
 def check(session: Session, model: nn.Module, inputs: tuple[Any, ...]) -> float:
     """The largest difference between ONNX Runtime's outputs and the model's, as a share of those above 1.
 
-    Raises ExportError above TOLERANCE.
+    Raises ExportError above TOLERANCE, where a shape is another one, and where one side has a number that isn't finite
+    and the other doesn't have it.
     """
     with torch.no_grad():
         outputs = [output for output in pytree.tree_leaves(model(*inputs)) if isinstance(output, Tensor)]
-    worst = 0.0
-    for mine, theirs in zip(run(session, inputs), outputs, strict=True):
+    found, worst = run(session, inputs), 0.0
+    batch = f"on a batch of {len(pytree.tree_leaves(inputs)[0])}"
+    if len(found) != len(outputs):
+        raise ExportError(f"{batch} ONNX Runtime gives {len(found)} outputs; expected {len(outputs)}, as torch gives")
+    for i, (mine, theirs) in enumerate(zip(found, outputs, strict=True)):
         expected = theirs.double().numpy()
-        worst = max(worst, float((np.abs(mine - expected) / np.maximum(np.abs(expected), 1)).max(initial=0)))
-    if not worst <= TOLERANCE:
-        raise ExportError(f"ONNX Runtime differs from torch by {worst:.2g}; expected {TOLERANCE:g} at most")
+        if mine.shape != expected.shape:
+            raise ExportError(f"{batch} output {i} has shape {mine.shape}; expected {expected.shape}, as in torch")
+        finite = np.isfinite(expected)
+        if not np.array_equal(np.where(finite, 0, mine), np.where(finite, 0, expected), equal_nan=True):
+            raise ExportError(f"{batch} output {i} differs from torch's where that isn't finite")
+        there = expected[finite]
+        apart = np.abs(mine[finite] - there) / np.maximum(np.abs(there), 1)
+        worst = max(worst, float(apart.max(initial=0))) if np.isfinite(apart).all() else np.inf
+        if worst > TOLERANCE:
+            raise ExportError(f"{batch} ONNX Runtime differs from torch by {worst:.2g}; expected {TOLERANCE:g} at most")
     return worst
 
 

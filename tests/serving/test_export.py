@@ -1,5 +1,6 @@
 """ONNX files give torch's outputs for any batch, keep int8 tables int8, and appear only when they are right."""
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -170,3 +171,59 @@ def test_singular_values_are_printed_a_table_a_line(run, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["user", "ad", "site"]
     assert all(" of 4" in line for line in lines[1:])
+
+
+class Apart(nn.Module):
+    """A table and something that torch and the exported graph may see in different ways."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.table, self.way = nn.Embedding(50, 4), way
+
+    def forward(self, ids):
+        return self.way(self.table(ids).sum(dim=1))
+
+
+def disguised(session, outputs):
+    """A session whose outputs are changed on the way."""
+
+    class Disguised:
+        def get_inputs(self):
+            return session.get_inputs()
+
+        def run(self, *arguments):
+            return [outputs(found) for found in session.run(*arguments)]
+
+    return Disguised()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (lambda found: found * float("nan"), "differs from torch by inf"),
+        (lambda found: found + float("inf"), "differs from torch by inf"),
+        (lambda found: found[:, None], r"has shape \(5, 1\); expected \(5,\), as in torch"),
+    ],
+)
+def test_outputs_that_only_look_equal_are_refused(tmp_path, outputs, message):
+    model = Apart(lambda vectors: vectors)
+    session = open_session(export.export(model, (torch.arange(16),), tmp_path / "m.onnx"))
+    with pytest.raises(ExportError, match=message):
+        check(disguised(session, outputs), model, (torch.arange(5),))
+
+
+def test_what_is_not_finite_has_to_be_the_same(tmp_path):
+    model = Apart(lambda vectors: vectors.abs().log())
+    model.table.weight.data[3] = 0  # log(0)
+    model.table.weight.data[4] = float("nan")
+    session = open_session(export.export(model, (torch.arange(16),), tmp_path / "m.onnx"))
+    assert check(session, model, (torch.arange(16),)) < 1e-5
+    with pytest.raises(ExportError, match=r"output 0 differs from torch's where that isn't finite"):
+        check(disguised(session, np.nan_to_num), model, (torch.arange(16),))
+
+
+def test_a_model_that_treats_one_row_in_another_way_is_refused(tmp_path):
+    model = Apart(lambda vectors: vectors * 2 if vectors.shape[0] > 1 else vectors)
+    with pytest.raises(ExportError, match=r"on a batch of 1 ONNX Runtime differs"):
+        export.export(model, (torch.arange(16),), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
