@@ -45,7 +45,7 @@ benchmark-serving: sweep  ## bytes, scores and latency of flights models in ONNX
 	python scripts/benchmark_serving.py
 
 test: $(installed)  ## all tests, in under five minutes
-	python -m pytest
+	python -m pytest --numprocesses auto --maxprocesses 4
 
 lint: $(installed)  ## ruff and mypy
 	ruff check .
