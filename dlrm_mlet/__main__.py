@@ -229,7 +229,8 @@ def _export(options: argparse.Namespace) -> None:
     done = export_served(served, data, options.out, as_int8=options.quantize == "int8")
     for name, measured in (("torch, as trained", done.torch), ("ONNX Runtime", done.onnx)):
         print(f"{name}: validation AUC {measured.auc:.6f}, LogLoss {measured.log_loss:.6f}")
-    print(f"probabilities differ from torch's by {done.worst:.1e} at most, on {done.rows:,} rows")
+    same = "the int8 model's in torch" if options.quantize else "torch's"
+    print(f"probabilities differ from {same} by {done.worst:.1e} at most, on {done.rows:,} rows")
     times = ", ".join(f"{ms:.3f} ms for {rows:,} rows" for rows, ms in done.milliseconds.items())
     print(f"{done.path}: {done.nbytes:,} bytes, {done.table_bytes:,} of them tables; {times} (median)")
 

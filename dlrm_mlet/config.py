@@ -1,6 +1,7 @@
 """An experiment's TOML file -> its points: frozen, typed configs, checked key by key."""
 
 import dataclasses
+import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -149,7 +150,9 @@ class Point:
         letters = {"inner_dim": "k", "embedding_dim": "d"}
         chosen = {letters.get(key, key): value for key, value in {**self.varied, **self.tuned}.items()}
         shown = (f"{k}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in chosen.items())
-        return " ".join(filter(None, [self.arm, *shown])) or "the one point"
+        model = self.config.model
+        alone = f"k={'x'.join(map(str, model.inner_dims))} " if model.inner_dims else "single layer "
+        return " ".join(filter(None, [self.arm, *shown])) or f"{alone}d={model.embedding_dim}"
 
 
 @dataclass(frozen=True)
@@ -199,7 +202,8 @@ def find(name: str | Path) -> Path:
         return known[asked]
     by_dataset = itertools.groupby(known, key=lambda each: each.partition("/")[0])
     names = "; ".join(f"{dataset}/{{{','.join(n.partition('/')[2] for n in each)}}}" for dataset, each in by_dataset)
-    raise ConfigError(f"{name}: no such file; expected a TOML file, or a built-in experiment: {names}")
+    meant = "".join(f" (did you mean {near}?)" for near in difflib.get_close_matches(asked, known, 1))
+    raise ConfigError(f"{name}: no such file{meant}; expected a TOML file, or a built-in experiment: {names}")
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
