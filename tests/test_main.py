@@ -119,7 +119,6 @@ def test_built_in_experiments_go_by_name_and_are_listed_where_one_is_mistyped(he
     assert config.load("flights/paper-grid").points == config.load("configs/flights/paper-grid.toml").points
     assert main(["sweep", "flights/paper-gird"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(
-        "dlrm-mlet: error: flights/paper-gird: no such file; did you mean flights/paper-grid?; expected a"
-    )
+    said = "flights/paper-gird: no such file (did you mean flights/paper-grid?); expected a TOML file, or a built-in"
+    assert error.startswith(f"dlrm-mlet: error: {said}")
     assert "flights/{controls," in error
