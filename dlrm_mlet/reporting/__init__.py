@@ -1,0 +1,1 @@
+"""Tables of results -> curves, figures, verdicts, pages. Needs the extra `reporting`."""
