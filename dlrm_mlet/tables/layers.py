@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlrm_mlet.config import ModelConfig
-from dlrm_mlet.tables.stacked import multiply, right_inverse
+from dlrm_mlet.tables.stacked import PROJECTION_STD, multiply, right_inverse
 
 
 class _MLET(nn.Module):
@@ -63,7 +62,7 @@ class _MLET(nn.Module):
         """The paper's start: W1 uniform in ±1/sqrt(n), the others N(0, 0.25²); the row of `padding_idx` is 0."""
         nn.init.uniform_(self.weight, -1 / math.sqrt(self.num_embeddings), 1 / math.sqrt(self.num_embeddings))
         for projection in self.projections:
-            nn.init.normal_(projection, std=ModelConfig.projection_std)
+            nn.init.normal_(projection, std=PROJECTION_STD)
         if self.padding_idx is not None:
             self.weight[self.padding_idx] = 0
 
@@ -81,7 +80,7 @@ class _MLET(nn.Module):
         # Gaussian W2 loses digits where K is near D
         for projection in self.projections:
             start = torch.empty(projection.shape, dtype=torch.float64)
-            nn.init.orthogonal_(start, gain=ModelConfig.projection_std * math.sqrt(len(projection)))
+            nn.init.orthogonal_(start, gain=PROJECTION_STD * math.sqrt(len(projection)))
             projection.copy_(start)
         inverse = right_inverse(multiply(projection.double() for projection in self.projections))
         torch.mm(table, inverse.to(table), out=self.weight)

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PROJECTION_STD = 0.25
+"""Standard deviation of W2 at the start: the paper's N(0, 0.0625) names the variance (section 3)."""
+
 
 class Tables(nn.Module):
     """The tables of all features, of any kind: forward turns (B, F) ids into (B, F, D) vectors."""

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dlrm_mlet import MLETEmbedding, MLETEmbeddingBag
+from dlrm_mlet.config import ModelConfig
+from dlrm_mlet.tables.stacked import PROJECTION_STD
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 5), st.integers(0, 4), st.booleans())
 """n, D, how much K is above it, and whether there is a third layer."""
@@ -232,3 +234,7 @@ def test_what_cannot_be_is_refused_with_the_reason(kind, arguments, message):
 def test_a_padding_row_that_is_not_0_is_refused_as_a_start():
     with pytest.raises(ValueError, match="row 2, the padding, isn't 0"):
         MLETEmbedding(10, 4, padding_idx=2, inner_dim=8).start_at(torch.ones(10, 4))
+
+
+def test_the_layers_start_as_an_experiments_default_does():
+    assert ModelConfig.projection_std == PROJECTION_STD
