@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command("export", _export, "a run's model as ONNX, checked in ONNX Runtime on validation rows")
     add("checkpoint", type=Path, help="a run's checkpoint.pt")
     add("--out", type=Path, required=True, metavar="FILE", help="such as model.onnx")
-    add("--quantize", choices=["int8"], help="tables of int8 rows, each with a float16 scale; default: float32")
+    add("--quantize", choices=["int8"], help="tables of int8 rows, each with a bfloat16 scale; default: float32")
     add("--data", type=Path, metavar="DIR", help=data)
 
     add = command("predict", _predict, "the probability of a click for each row, as CSV")

@@ -52,7 +52,7 @@ def export(
         raise ExportError(f"{path}: expected a name that ends in .onnx")
     model = getattr(model, "_orig_mod", model).eval()  # torch.compile's are around the model itself
     for name, module in model.named_modules():
-        if type(module) in TRAINED:
+        if isinstance(module, TRAINED):
             called = name or type(module).__name__
             raise ExportError(f"{called}: isn't collapsed; expected dlrm_mlet.collapse(model) first")
     path.parent.mkdir(parents=True, exist_ok=True)

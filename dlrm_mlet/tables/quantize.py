@@ -1,63 +1,196 @@
-"""Plain tables -> rows of int8 with a half-precision scale each, as torch modules: n * (D + 2) bytes.
+"""Plain tables -> rows of 8, 4 or 16 bits a number, as torch modules that are served and can't be trained.
 
-n rows of a table; D embedding dimension; B rows of a batch; F categorical features.
+n rows of a table; D embedding dimension; B rows of a batch; F categorical features; N ids of a bag.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlrm_mlet.tables.convert import TRAINED, replace
+from dlrm_mlet.tables.convert import TRAINED, check_patterns, matching
+from dlrm_mlet.tables.guarded import guarded
 from dlrm_mlet.tables.stacked import SingleLayerTables, Tables
+from dlrm_mlet.tables.surgery import Sharing, become, memory, named, obstacle, refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
-LARGEST = 127
 AT_ONCE = 1 << 16
 """Rows that are quantized at once."""
 
 
-class Int8Rows(nn.Module):
-    """A table of which row i is `values`[i] * `scales`[i]: whole numbers from -127 to 127, and a float16."""
+class Rows(nn.Module):
+    """A table in few bits. Moves and casts of the model change the type that it gives, never the bits that it holds."""
 
-    values: Tensor
+    codes: Tensor
     scales: Tensor
+    offsets: Tensor | None
 
-    def __init__(self, weight: Tensor):
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype):
         super().__init__()
-        values, scales = quantize_rows(weight.detach())
-        self.register_buffer("values", values)  # (n, D)
-        self.register_buffer("scales", scales)  # (n, 1)
-        self.dtype = weight.dtype
+        self.shape = torch.Size(shape)  # (n, D)
+        self.dtype = dtype
 
     def forward(self, ids: Tensor) -> Tensor:
         """(*) ids -> (*, D). Only the rows that are asked for are unpacked."""
-        return F.embedding(ids, self.values).to(self.dtype) * F.embedding(ids, self.scales).to(self.dtype)
+        raise NotImplementedError
+
+    def table(self) -> Tensor:
+        """(n, D): all rows, unpacked."""
+        return self(torch.arange(self.shape[0], device=self.codes.device))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rows":
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, held in before.items():
+            after = self._buffers[name]
+            if held is not None and after is not None and after.dtype != held.dtype:
+                self._buffers[name] = held.to(after.device)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype
+        return self
 
 
-class Int8Embedding(Int8Rows):
-    """A trained torch.nn.Embedding with its rows in int8."""
+class ScaledRows(Rows):
+    """Whole numbers with a scale a row, and an offset where there is one; both bfloat16, whose range is float32's."""
 
-    def __init__(self, table: nn.Embedding):
-        super().__init__(table.weight)
+    bits: int
+
+    def __init__(self, weight: Tensor, offset: bool, prepare: Callable[[Tensor], Tensor]):
+        super().__init__(weight.shape, weight.dtype)
+        codes, scales, offsets = quantize_rows(weight.detach(), self.bits, offset, prepare)
+        self.register_buffer("codes", self._packed(codes))
+        self.register_buffer("scales", scales)  # (n, 1)
+        self.register_buffer("offsets", offsets)  # (n, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """See Rows."""
+        exact = torch.promote_types(self.dtype, torch.float32)
+        found = self._unpacked(F.embedding(ids, self.codes).to(exact)) * F.embedding(ids, self.scales).to(exact)
+        if self.offsets is not None:
+            found = found + F.embedding(ids, self.offsets).to(exact)
+        return found.to(self.dtype)
+
+    def _packed(self, codes: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _unpacked(self, codes: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
-class Int8EmbeddingBag(Int8Rows):
-    """A trained torch.nn.EmbeddingBag with its rows in int8."""
+class Int8Rows(ScaledRows):
+    """`codes` (n, D) int8: row i is codes[i] · scales[i], plus offsets[i]. n · (D + 2) bytes, or n · (D + 4)."""
 
-    def __init__(self, table: nn.EmbeddingBag):
-        super().__init__(table.weight)
-        self.mode, self.include_last_offset, self.padding_idx = table.mode, table.include_last_offset, table.padding_idx
+    bits = 8
+
+    def _packed(self, codes: Tensor) -> Tensor:
+        return codes
+
+    def _unpacked(self, codes: Tensor) -> Tensor:
+        return codes
+
+
+class Int4Rows(ScaledRows):
+    """`codes` (n, D/2) uint8: two numbers in each, the first one in its low half. n · (D/2 + 2) bytes, or + 4."""
+
+    bits = 4
+
+    def _packed(self, codes: Tensor) -> Tensor:
+        halves = (F.pad(codes, (0, codes.shape[1] % 2)) + 8).to(torch.uint8)
+        return halves[:, 0::2] | halves[:, 1::2] << 4
+
+    def _unpacked(self, codes: Tensor) -> Tensor:
+        high = (codes / 16).floor()  # exact, and the same in ONNX, whose shifts torch writes wrongly
+        both = torch.stack((codes - 16 * high, high), dim=-1).flatten(-2)  # (*, D), or one more where D is odd
+        return both[..., : self.shape[1]] - 8
+
+
+class HalfRows(Rows):
+    """`codes` (n, D) float16: 2 · n · D bytes."""
+
+    def __init__(self, weight: Tensor, prepare: Callable[[Tensor], Tensor]):
+        super().__init__(weight.shape, weight.dtype)
+        self.register_buffer("codes", torch.empty_like(weight, dtype=torch.half, requires_grad=False))
+        for first in range(0, len(weight), AT_ONCE):
+            part = prepare(weight.detach()[first : first + AT_ONCE])
+            _refuse(part, part.abs().amax(dim=1) <= torch.finfo(torch.half).max, first, "below 65,520")
+            self.codes[first : first + AT_ONCE] = part
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """See Rows."""
+        return F.embedding(ids, self.codes).to(self.dtype)
+
+
+def make_rows(
+    weight: Tensor, bits: int, offset: bool = False, prepare: Callable[[Tensor], Tensor] = lambda rows: rows
+) -> Rows:
+    """(n, D) -> its rows in 8, 4 or 16 bits a number; `prepare` is what is done to some rows before."""
+    match bits:
+        case 8:
+            return Int8Rows(weight, offset, prepare)
+        case 4:
+            return Int4Rows(weight, offset, prepare)
+        case 16:
+            return HalfRows(weight, prepare)
+    raise ValueError(f"bits = {bits}: expected 8, 4 or 16")
+
+
+class _Quantized(nn.Module):
+    """What a table of torch's has in common with it in few bits: all it says of itself, and `weight`, unpacked."""
+
+    rows: Rows
+    max_norm: float | None
+
+    def _take(self, table: Any, rows: Rows) -> None:
+        nn.Module.__init__(self)
+        for name in table.__constants__:  # num_embeddings, embedding_dim and so on
+            setattr(self, name, getattr(table, name))
+        self.max_norm = None  # the rows have it already
+        self.rows = rows
+        self.train(table.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """(n, D): all rows, unpacked. What would write into it raises RuntimeError."""
+        return guarded(self.rows.table(), "is unpacked from few bits, and what is written into it is lost")
+
+    @weight.setter
+    def weight(self, _: Tensor) -> None:
+        raise AttributeError("weight: is packed in few bits; expected a change of the table before quantize")
+
+    def extra_repr(self) -> str:
+        """As torch shows its own."""
+        return f"{self.rows.shape[0]}, {self.rows.shape[1]}"
+
+
+class QuantizedEmbedding(_Quantized, nn.Embedding):
+    """A trained torch.nn.Embedding in few bits."""
+
+    def __init__(self, table: nn.Embedding, rows: Rows):
+        self._take(table, rows)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(*) ids -> (*, D)."""
+        return self.rows(input)
+
+
+class QuantizedEmbeddingBag(_Quantized, nn.EmbeddingBag):
+    """A trained torch.nn.EmbeddingBag in few bits."""
+
+    def __init__(self, table: nn.EmbeddingBag, rows: Rows):
+        self._take(table, rows)
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
-        """(B, N) ids, or (N,) ids and (B,) offsets -> (B, D), one vector a bag."""
-        rows = super().forward(input)  # (B, N, D) or (N, D)
+        """(B, N) ids, or (N,) ids and (B,) offsets -> (B, D), one vector a bag. Raises what torch's raises."""
+        self._check(input, offsets, per_sample_weights)
+        rows = self.rows(input)  # (B, N, D) or (N, D)
         if input.dim() == 2:  # bags of one length, as plain sums, which ONNX takes for any B
-            return self._of_one_length(rows, self._counts(input), per_sample_weights)
-        rows = F.pad(rows, (0, 0, 0, 1))  # (N + 1, D): the last one stands for the padding
-        places = torch.arange(len(input), device=input.device).masked_fill(~self._counts(input), len(input))
+            return bags_of_one_length(rows, input, self.mode, self.padding_idx, per_sample_weights)
+        # each row by its place; the last one, of zeros, stands for the padding
+        rows = F.pad(rows, (0, 0, 0, 1))  # (N + 1, D)
+        places = torch.arange(len(input), device=input.device)
+        if self.padding_idx is not None:
+            places = places.masked_fill(input == self.padding_idx, len(input))
         return F.embedding_bag(
             places,
             rows,
@@ -68,96 +201,199 @@ class Int8EmbeddingBag(Int8Rows):
             padding_idx=len(input),
         )
 
-    def _counts(self, input: Tensor) -> Tensor:
-        """Which ids are no padding."""
-        return input != (-1 if self.padding_idx is None else self.padding_idx)
+    def _check(self, input: Tensor, offsets: Tensor | None, weights: Tensor | None) -> None:
+        if input.dim() == 2 and offsets is not None:
+            raise ValueError("offsets: expected none with an input of 2 dimensions, whose bags are its rows")
+        if input.dim() == 1 and (offsets is None or offsets.dim() != 1):
+            raise ValueError("offsets: expected (B,) with an input of 1 dimension")
+        if input.dim() not in (1, 2) or not all(input.shape[1:]):
+            raise ValueError(f"an input of {tuple(input.shape)}; expected ids in 1 or 2 dimensions")
+        if weights is None:
+            return
+        if self.mode != "sum":
+            raise NotImplementedError(f"per_sample_weights with mode {self.mode!r}; expected mode 'sum'")
+        if weights.shape != input.shape or weights.dtype != self.rows.dtype:
+            raise ValueError(
+                f"per_sample_weights of {tuple(weights.shape)} {weights.dtype}; expected {tuple(input.shape)} "
+                f"{self.rows.dtype}, as the input and the rows"
+            )
 
-    def _of_one_length(self, rows: Tensor, counts: Tensor, weights: Tensor | None) -> Tensor:
-        """(B, N, D) rows and (B, N) whether they count -> (B, D)."""
-        if self.mode == "max":
-            largest = rows.masked_fill(~counts.unsqueeze(2), -torch.inf).amax(dim=1)
-            return largest.masked_fill(~counts.any(dim=1, keepdim=True), 0)
-        factors = counts.to(rows.dtype) if weights is None else weights.masked_fill(~counts, 0)
-        total = (rows * factors.unsqueeze(2)).sum(dim=1)
-        return total / counts.sum(dim=1, keepdim=True).clamp_min(1) if self.mode == "mean" else total
+    def extra_repr(self) -> str:
+        """As torch shows its own."""
+        return f"{super().extra_repr()}, mode={self.mode}"
 
 
-class Int8Tables(Tables):
-    """DLRM's tables with their rows in int8."""
+def bags_of_one_length(
+    rows: Tensor, input: Tensor, mode: str, padding_idx: int | None, weights: Tensor | None
+) -> Tensor:
+    """(B, N, D) rows of (B, N) ids -> (B, D): what an EmbeddingBag makes of them, in sums of one graph."""
+    if padding_idx is None:
+        if mode == "max":
+            return rows.amax(dim=1)
+        total = rows.sum(dim=1) if weights is None else (rows * weights.unsqueeze(2)).sum(dim=1)
+        return total / input.shape[1] if mode == "mean" else total
+    counts = input != padding_idx  # (B, N)
+    if mode == "max":
+        largest = rows.masked_fill(~counts.unsqueeze(2), -torch.inf).amax(dim=1)
+        return largest.masked_fill(~counts.any(dim=1, keepdim=True), 0)
+    factors = counts.to(rows.dtype) if weights is None else weights.masked_fill(~counts, 0)
+    total = (rows * factors.unsqueeze(2)).sum(dim=1)
+    return total / counts.sum(dim=1, keepdim=True).clamp_min(1) if mode == "mean" else total
+
+
+class QuantizedTables(Tables):
+    """DLRM's tables in few bits."""
 
     offsets: Tensor
 
-    def __init__(self, tables: SingleLayerTables):
+    def __init__(self, tables: SingleLayerTables, rows: Rows):
         super().__init__(tables.table_rows, tables.embedding_dim)
         self.register_buffer("offsets", tables.offsets, persistent=False)
-        self.rows = Int8Rows(tables.weight)
+        self.rows = rows
+        self.train(tables.training)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, F) ids -> (B, F, D)."""
         return self.rows(ids + self.offsets.t())
 
 
-def quantize(model: M, *, report: Callable[[str], object] = print) -> M:
-    """Replace all plain tables of a model by int8 rows; returns the model, which can't be trained any more.
+MADE: dict[type, Callable[[Any, Rows], nn.Module]] = {
+    nn.Embedding: QuantizedEmbedding,
+    nn.EmbeddingBag: QuantizedEmbeddingBag,
+    SingleLayerTables: QuantizedTables,
+}
 
-    `report` is called with a line for each. Raises ValueError where MLET's tables aren't collapsed yet, where there is
-    no table, or where a row can't be scaled.
+
+def quantize(
+    model: M,
+    bits: int | Mapping[str, int] = 8,
+    *,
+    offset: bool = False,
+    min_rows: int = 1,
+    only: str | Sequence[str] = "*",
+    report: Callable[[str], object] = print,
+) -> M:
+    """Pack all plain tables of a model into 8, 4 or 16 `bits` a number; returns the model, for serving alone.
+
+    Whole numbers of 8 and 4 bits have a scale a row, with `offset` an offset too; 16 is float16. `bits` may have its
+    own for each pattern of names, the first that matches. The tables are changed in place, as `convert` does it; left
+    are those of fewer than `min_rows` rows, whose name none of the patterns `only` matches, or of which something else
+    needs the numbers. `report` is called with a line for each: its bytes, or why it was left. A `max_norm` is applied
+    once, to all rows. Raises ValueError, and changes nothing, where MLET's tables aren't collapsed yet, where there is
+    no table to quantize, or where a row can't be scaled.
     """
-    made: dict[Any, nn.Module] = {}
-    of_weight: dict[Any, Any] = {}
-    for name, module in model.named_modules():
-        if type(module) in TRAINED:
-            raise ValueError(
-                f"{name or type(module).__name__}: isn't collapsed; expected dlrm_mlet.collapse(model) first"
-            )
-        # no subclass: what else it does would be lost
-        kinds: dict[type, Callable[[Any], nn.Module]] = {
-            nn.Embedding: Int8Embedding,
-            nn.EmbeddingBag: Int8EmbeddingBag,
-            SingleLayerTables: Int8Tables,
-        }
-        if kind := kinds.get(type(module)):
-            try:
-                small: Any = kind(module).train(module.training)
-                made[module] = small
-            except ValueError as error:
-                raise ValueError(f"{name or type(module).__name__}: {error}") from None
-            if (first := of_weight.setdefault(module.weight, small)) is not small:  # tied tables stay tied
-                small.values, small.scales = first.values, first.scales
-            after = sum(tensor.nbytes for tensor in small.state_dict().values())
-            report(f"{name or type(module).__name__}: {module.weight.nbytes:,} bytes -> {after:,}")
-        if isinstance(module, Int8Rows):
-            raise ValueError(f"{name or type(module).__name__}: is of int8 rows already")
-    if not made:
+    refuse_wrapped(model, "quantize")
+    for kind, what in ((TRAINED, "isn't collapsed; expected dlrm_mlet.collapse(model) first"), (Rows, "is quantized")):
+        if found := named(model, kind):
+            raise ValueError(f"{next(iter(found.values()))[0]}: {what}")
+    each = dict(bits) if isinstance(bits, Mapping) else {"*": bits}
+    patterns = [only] if isinstance(only, str) else list(only)
+    tables = named(model, tuple(MADE))
+    if not tables:
         raise ValueError("nothing to quantize: the model has no nn.Embedding, nn.EmbeddingBag or SingleLayerTables")
-    return replace(model, made)
+    check_patterns(tables, "only", patterns)
+    check_patterns(tables, "bits", each)
+    left = _left(model, tables, [list(each), patterns], min_rows)
+    rows: dict[Any, Rows] = {}
+    made: dict[Any, Rows] = {}
+    for table, names in tables.items():
+        if not left[table]:
+            pattern = matching(names, each)
+            assert pattern is not None
+            key = (memory(table.weight), each[pattern], getattr(table, "max_norm", None))
+            try:
+                made[table] = rows[key] = rows.get(key) or make_rows(table.weight, each[pattern], offset, _norm(table))
+            except ValueError as error:
+                raise ValueError(f"{names[0]}: {error}") from None
+    if not made:
+        raise ValueError(f"nothing to quantize; {'; '.join(f'{tables[t][0]}: {why}' for t, why in left.items())}")
+    counted: set[Rows] = set()
+    for table, names in tables.items():
+        before = table.weight.nbytes if not left[table] else 0
+        if left[table]:
+            report(f"{names[0]} left: {left[table]}")
+        elif made[table] in counted:
+            become(table, MADE[type(table)](table, made[table]))
+            report(f"{names[0]}: tied, and counted already")
+        else:
+            become(table, MADE[type(table)](table, made[table]))
+            counted.add(made[table])
+            report(f"{names[0]}: {before:,} bytes -> {sum(held.nbytes for held in made[table].buffers()):,}")
+    return model
 
 
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, D) -> (n, D) int8 and (n, 1) float16: the smallest scale of each row that cuts off no value.
+def _left(
+    model: nn.Module, tables: Mapping[Any, Sequence[str]], patterns: Sequence[Sequence[str]], min_rows: int
+) -> dict[Any, str | None]:
+    """For each table why it isn't to be quantized; None where it is."""
+    sharing, left = Sharing(model), {}
+    for table, names in tables.items():
+        unmatched = next((p for p in patterns if matching(names, p) is None), None)
+        why = obstacle(table, tuple(MADE), {"weight"})
+        if not why and unmatched is not None:
+            why = f"no pattern of {', '.join(unmatched)} matches"
+        if not why and len(table.weight) < min_rows:
+            why = f"fewer than {min_rows:,} rows"
+        left[table] = why
+    for table in tables:
+        others = {other for other, why in left.items() if not why}
+        if not left[table] and (elsewhere := sharing.elsewhere(table, table.weight, others)):
+            left[table] = f"its weight is also that of {', '.join(elsewhere)}, and would stay"
+    return left
 
-    It needs little more memory than the result takes. Raises ValueError at the first row with a number that isn't
-    finite, or too large for a float16 scale.
+
+def _norm(table: Any) -> Callable[[Tensor], Tensor]:
+    """What a lookup with max_norm makes of rows."""
+    norm = getattr(table, "max_norm", None)
+    return lambda rows: rows if norm is None else torch.renorm(rows, table.norm_type, 0, norm)
+
+
+def quantize_rows(
+    weight: Tensor, bits: int, offset: bool = False, prepare: Callable[[Tensor], Tensor] = lambda rows: rows
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(n, D) -> (n, D) int8, (n, 1) bfloat16 scales, and (n, 1) bfloat16 offsets or None: no number is cut off.
+
+    Without an offset the numbers go from -127 to 127, or -7 to 7; with one from -128 to 127, or -8 to 7. It needs
+    little more memory than the result takes. Raises ValueError at the first row with a number that isn't finite.
     """
-    values = weight.new_empty(weight.shape, dtype=torch.int8)
-    scales = weight.new_empty(len(weight), 1, dtype=torch.half)
+    codes = torch.empty_like(weight, dtype=torch.int8, requires_grad=False)
+    scales = weight.new_empty(len(weight), 1, dtype=torch.bfloat16)
+    offsets = torch.empty_like(scales) if offset else None
     for first in range(0, len(weight), AT_ONCE):
         part = slice(first, first + AT_ONCE)
-        values[part], scales[part] = _quantize_rows(weight[part], first)
-    return values, scales
+        rows = prepare(weight[part])
+        _refuse(rows, rows.float().isfinite().all(dim=1), first, "")
+        codes[part], scales[part], low = _quantize_rows(rows, bits, offset)
+        if offsets is not None:
+            offsets[part] = low
+    return codes, scales, offsets
 
 
-def _quantize_rows(weight: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """Some rows of a table, the first of which is row `first`."""
-    largest = weight.abs().amax(dim=1, keepdim=True).double()  # (n, 1)
-    exact = largest / LARGEST
-    wrong = ~(exact <= torch.finfo(torch.half).max).flatten()
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise ValueError(f"row {first + row} has {largest[row].item()}; expected finite numbers below 8e6")
-    # rounded up, by one unit in the last place where half precision rounds down; a row of nothing has a scale too
-    half = exact.half()
-    up = (half.view(torch.int16) + 1).view(torch.half)
-    scales = torch.where((half.double() < exact) | (half == 0), up, half)
-    exact_enough = torch.promote_types(weight.dtype, torch.float32)
-    return (weight.to(exact_enough) / scales.to(exact_enough)).round().to(torch.int8), scales
+def _quantize_rows(rows: Tensor, bits: int, offset: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Some rows of a table, whole numbers around the offset, which is 0 or the middle of the row.
+
+    Scale and offset are rounded before the numbers are, so that their own rounding costs nothing but range.
+    """
+    largest, exact = 2 ** (bits - 1) - 1, torch.promote_types(rows.dtype, torch.float32)
+    low, high = rows.amin(dim=1, keepdim=True).double(), rows.amax(dim=1, keepdim=True).double()  # (n, 1)
+    smallest = -largest - offset
+    zero = torch.zeros_like(low).bfloat16()
+    if offset:
+        zero = ((low * largest - high * smallest) / (largest - smallest)).bfloat16()
+    unit = _up(torch.maximum((low - zero.double()) / smallest, (high - zero.double()) / largest).float())
+    codes = ((rows.to(exact) - zero.to(exact)) / unit.to(exact)).round()
+    return codes.clamp(smallest, largest).to(torch.int8), unit.bfloat16(), zero
+
+
+def _up(scales: Tensor) -> Tensor:
+    """float32 of 0 and more -> the next number that bfloat16 has, and is no denormal."""
+    whole = scales.clamp_min(torch.finfo(torch.float32).tiny).view(torch.int32)
+    return ((whole + 0xFFFF) & -0x10000).view(torch.float32)
+
+
+def _refuse(rows: Tensor, good: Tensor, first: int, more: str) -> None:
+    """Raise ValueError at the first row that isn't good."""
+    if not rows.is_meta and not good.all():
+        row = int((~good).nonzero()[0])
+        largest = rows[row].abs().max().item()
+        raise ValueError(f"row {first + row} has {largest}; expected finite numbers {more}".rstrip())

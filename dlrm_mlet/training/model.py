@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrm_mlet.config import ModelConfig
-from dlrm_mlet.tables.quantize import Int8Tables
+from dlrm_mlet.tables.quantize import QuantizedTables, make_rows
 from dlrm_mlet.tables.rivals import (
     SPLIT_ABOVE,
     HashedTables,
@@ -127,5 +127,5 @@ def served(model: DLRM, config: ModelConfig) -> DLRM:
     if isinstance(tables, SingleLayerTables) and config.served_rank is not None:
         return collapsed.with_tables(truncated(tables, config.served_rank))
     if isinstance(tables, SingleLayerTables) and config.served_as == "int8":
-        return collapsed.with_tables(Int8Tables(tables))
+        return collapsed.with_tables(QuantizedTables(tables, make_rows(tables.weight, 8)))
     return collapsed

@@ -61,7 +61,7 @@ def test_int8_tables_stay_int8_in_the_runtime_too(small, tmp_path):
         tables = [t for t in onnx.load(tmp_path / file).graph.initializer if t.dims and t.dims[0] == 500]
         assert sorted((t.data_type, list(t.dims)) for t in tables) == [
             (onnx.TensorProto.INT8, [500, 4]),
-            (onnx.TensorProto.FLOAT16, [500, 1]),
+            (onnx.TensorProto.BFLOAT16, [500, 1]),
         ]
 
 

@@ -15,7 +15,7 @@ from dlrm_mlet.data import columns
 from dlrm_mlet.data.datasets import FLIGHTS
 from dlrm_mlet.data.preprocess import preprocess
 from dlrm_mlet.serving.export import check, export, open_session
-from dlrm_mlet.tables.quantize import Int8Embedding, quantize
+from dlrm_mlet.tables.quantize import QuantizedEmbedding, quantize
 from dlrm_mlet.training import metrics
 
 D, STEPS = 4, 300
@@ -64,6 +64,7 @@ class CrossNetwork:
         return (dict(zip(self.names, (*batch.sparse.unbind(1), *batch.dense.unbind(1)), strict=True)),)
 
 
+@pytest.mark.filterwarnings("ignore:.*still in 'regularization_weight'")  # deepctr-torch's, as told
 @pytest.mark.parametrize("kind", [DeepFM, CrossNetwork])
 def test_a_librarys_model_is_trained_collapsed_quantized_and_exported(kind, flights, tmp_path):
     torch.manual_seed(0)
@@ -100,7 +101,7 @@ def test_a_librarys_model_is_trained_collapsed_quantized_and_exported(kind, flig
     assert check(open_session(path), model, inputs) < 1e-5
     plain = copy.deepcopy(model.state_dict())
     quantize(model, **quiet)
-    assert sum(isinstance(module, Int8Embedding) for module in model.modules()) >= len(trained)
+    assert sum(isinstance(module, QuantizedEmbedding) for module in model.modules()) >= len(trained)
     assert metrics.measure(probabilities().double().logit(eps=1e-9), validation.label).auc == pytest.approx(
         auc, abs=2e-3
     )
@@ -109,6 +110,7 @@ def test_a_librarys_model_is_trained_collapsed_quantized_and_exported(kind, flig
     assert plain.keys() != model.state_dict().keys()
 
 
+@pytest.mark.filterwarnings("ignore:.*still in 'regularization_weight'", "ignore:W2 of .* was never trained")
 @pytest.mark.parametrize("kind", [DeepFM, CrossNetwork])
 def test_a_librarys_trained_model_loses_nothing_by_conversion(kind, flights):
     wrapped = kind(flights.schema)

@@ -32,7 +32,7 @@ def gradients(module: nn.Module) -> list[torch.Tensor]:
 
 
 def product(layer) -> torch.Tensor:
-    whole = layer.weight
+    whole = layer.inner_weight
     for projection in layer.projections:
         whole = whole @ projection
     return whole
@@ -63,7 +63,7 @@ def test_an_embedding_is_torchs_over_the_product(shape, data):
     assert layer(ids).shape == (*ids.shape, d)
     if ids.numel():
         assert_same(layer, layer(ids), F.embedding(ids, product(layer), padding), dtype)
-        assert layer.weight.grad.is_sparse == sparse
+        assert layer.inner_weight.grad.is_sparse == sparse
     collapsed = layer.collapse()
     assert (type(collapsed), collapsed.padding_idx, collapsed.sparse) == (nn.Embedding, layer.padding_idx, sparse)
     torch.testing.assert_close(collapsed(ids), layer(ids), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
@@ -115,7 +115,7 @@ OPTIMIZERS = {
     "Adam": lambda layer: [torch.optim.Adam(layer.parameters(), 0.01)],
     # it takes the table alone, since the gradients of projections are dense
     "SparseAdam": lambda layer: [
-        torch.optim.SparseAdam([layer.weight], 0.01),
+        torch.optim.SparseAdam([layer.inner_weight], 0.01),
         torch.optim.SGD(layer.projections.parameters(), 0.1),
     ],
 }
@@ -231,9 +231,22 @@ def test_what_cannot_be_is_refused_with_the_reason(kind, arguments, message):
         kind(10, 4, **arguments)
 
 
-def test_a_padding_row_that_is_not_0_is_refused_as_a_start():
-    with pytest.raises(ValueError, match="row 2, the padding, isn't 0"):
-        MLETEmbedding(10, 4, padding_idx=2, inner_dim=8).start_at(torch.ones(10, 4))
+def test_a_padding_row_that_is_not_0_stays_what_it_is():
+    layer = MLETEmbedding(10, 4, padding_idx=2, inner_dim=8).start_at(torch.ones(10, 4))
+    optimizer = torch.optim.SGD(layer.parameters(), 0.5)
+    for _ in range(3):
+        layer(torch.arange(10)).square().sum().backward()
+        optimizer.step()
+    table = layer.collapse().weight
+    assert torch.equal(layer.weight[2], torch.ones(4))
+    assert torch.equal(table[2], torch.ones(4))
+    assert torch.equal(layer(torch.tensor([[2]])), torch.ones(1, 1, 4))
+    assert ((table[3] - 1).abs() > 0.1).all()
+    other = MLETEmbedding(10, 4, padding_idx=2, inner_dim=8).start_at(torch.ones(10, 4))
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other.collapse().weight, table)
+    with pytest.raises(AttributeError, match="padding_idx = 3: can't be changed here"):
+        layer.padding_idx = 3
 
 
 def test_the_layers_start_as_an_experiments_default_does():

@@ -81,7 +81,7 @@ def test_the_truncated_tables_are_the_nearest_of_their_rank():
 @pytest.mark.parametrize(
     ("keys", "kind"),
     [
-        ({"served_as": "int8", "inner_dim": 16}, "Int8Tables"),
+        ({"served_as": "int8", "inner_dim": 16}, "QuantizedTables"),
         ({"served_rank": 2}, "LowRankTables"),
         ({}, "SingleLayerTables"),
     ],

@@ -15,7 +15,7 @@ from dlrm_mlet.training.run import train
     ("keys", "kind"),
     [
         ({}, "SingleLayerTables"),
-        ({"served_as": "int8"}, "Int8Tables"),
+        ({"served_as": "int8"}, "QuantizedTables"),
         ({"inner_dim": None, "served_rank": 2}, "LowRankTables"),
         ({"inner_dim": None, "tables": "hashed"}, "HashedTables"),
         ({"start_as": ()}, "SingleLayerTables"),

@@ -1,0 +1,119 @@
+"""A model -> its tables, whether they may be changed, and changing them where they are.
+
+A table is changed in place, its class and its insides, and never replaced: whoever holds it, a list, a feature's own
+object, a bound method, goes on with the changed one.
+"""
+
+import gc
+from collections.abc import Container, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WRAPPERS = {
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+    "FSDPModule",
+    "DistributedModelParallel",
+    "DeepSpeedEngine",
+}
+"""Classes, by their names, that keep the parameters of the model inside them in ways of their own."""
+
+
+def become(module: nn.Module, other: nn.Module) -> None:
+    """Make `module` what `other` is, wherever it is held; it keeps its hooks, and what others have set on it."""
+    replaced = getattr(type(module), "OWN", ())
+    mine = {name: value for name, value in vars(module).items() if name not in replaced}
+    hooks = {name: value for name, value in mine.items() if "hook" in name}
+    module.__dict__ = mine | vars(other) | hooks
+    module.__class__ = type(other)
+
+
+def named(model: nn.Module, kinds: Any) -> dict[Any, list[str]]:
+    """The modules of these classes, derived ones too, each with all the names that it has in the model."""
+    found: dict[Any, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, kinds):
+            found.setdefault(module, []).append(name or type(module).__name__)
+    return found
+
+
+def memory(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal where two tensors are the same numbers in the same memory, though they may be two parameters."""
+    if tensor.layout != torch.strided:
+        return (id(tensor),)
+    return _storage(tensor), tensor.storage_offset(), tensor.shape, tensor.stride()
+
+
+class Sharing:
+    """Who else has the memory of a table's weight: another layer, or another table."""
+
+    def __init__(self, model: nn.Module):
+        self._users: dict[int, list[tuple[str, nn.Module, Tensor]]] = {}
+        for name, module in model.named_modules():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    self._users.setdefault(_storage(tensor), []).append((name or "the model", module, tensor))
+
+    def elsewhere(self, table: nn.Module, weight: Tensor, tables: Container[nn.Module]) -> list[str]:
+        """The modules that have it too, but for those of `tables` that are tied, of which it is the whole weight."""
+        return sorted(
+            {
+                name
+                for name, module, tensor in self._users.get(_storage(weight), [])
+                if module is not table and (module not in tables or memory(tensor) != memory(weight))
+            }
+        )
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+
+
+def obstacle(module: nn.Module, kinds: tuple[type, ...], parameters: set[str]) -> str | None:
+    """Why a table isn't just what its class says, so that changing it would lose something; None where it is."""
+    called = type(module).__name__
+    tensors = [tensor for tensor in module.parameters() if tensor is not None]
+    if "parametrizations" in module._modules:
+        return f"its {', '.join(module.parametrizations)} is parametrized"  # type: ignore[arg-type]
+    if type(module) not in kinds:
+        return f"{called} is a class of its own"
+    if "forward" in vars(module) or "__call__" in vars(module):
+        return "its forward is another one than its class has"
+    if set(module._parameters) != parameters:
+        return f"its parameters are {', '.join(sorted(module._parameters))}, not {', '.join(sorted(parameters))}"
+    if any(_is_distributed(tensor) for tensor in tensors):
+        return "its weight is a DTensor"
+    if any(tensor._backward_hooks or tensor._post_accumulate_grad_hooks for tensor in tensors):
+        return "its weight has hooks"
+    if any(hooks for name, hooks in vars(module).items() if "state_dict" in name and "hooks" in name):
+        return "it has state_dict hooks"
+    return None
+
+
+def _is_distributed(tensor: Tensor) -> bool:
+    return any(kind.__name__ == "DTensor" for kind in (*type(tensor).__mro__, *type(tensor.data).__mro__))
+
+
+def refuse_wrapped(model: nn.Module, verb: str) -> None:
+    """Raise ValueError where something keeps the model's parameters in ways of its own, around it or within."""
+    wrapped = next((module for module in _around(model) if _wraps(module)), None)
+    if wrapped is not None:
+        raise ValueError(
+            f"the model is in {type(wrapped).__name__}, which keeps the parameters that it had; expected {verb} first, "
+            "and then the wrapper"
+        )
+
+
+def _wraps(module: nn.Module) -> bool:
+    return any(kind.__name__ in WRAPPERS for kind in type(module).__mro__)
+
+
+def _around(model: nn.Module) -> Iterator[nn.Module]:
+    """All modules within, and in a process of several those around it, which it doesn't know."""
+    yield from model.modules()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for other in gc.get_objects():
+            if issubclass(type(other), nn.Module) and _wraps(other) and any(part is model for part in other.modules()):
+                yield other
