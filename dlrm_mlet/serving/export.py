@@ -1,6 +1,8 @@
 """Any collapsed model -> an ONNX file, proved equal to it in ONNX Runtime."""
 
 import contextlib
+import copy
+import io
 import logging
 import os
 import tempfile
@@ -11,21 +13,29 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from dlrm_mlet.extras import needs
 from dlrm_mlet.tables.convert import TRAINED
+from dlrm_mlet.tables.quantize import Rows, bags_of_one_length
+from dlrm_mlet.tables.surgery import named
 
 with needs("serving"):
+    import onnx
     import onnxruntime
     from onnxruntime import InferenceSession as Session
 
 OPSET = 20
 TOLERANCE = 1e-5
-"""How far a probability may be from torch's."""
+"""How far an output may be from torch's, as a share of what is above 1; in half precision 4 units in the last place."""
 LARGEST_FILE = 2**31 - 2**20
 """Bytes of weights from which on they lie in a file beside the model, since a protobuf message ends at 2 GiB."""
+BATCH = "batch"
+IDS = "dlrm_mlet.ids"
+"""The key in a file's metadata that says what becomes of an id outside of its table."""
 
 
 class ExportError(ValueError):
@@ -35,73 +45,254 @@ class ExportError(ValueError):
 def export(
     model: nn.Module,
     inputs: tuple[Any, ...],
-    path: Path,
+    path: str | Path,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
+    *,
+    keywords: Mapping[str, Any] | None = None,
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
 ) -> Path:
     """Write a model as ONNX (opset 20), every input's first dimension being a batch of any size.
 
-    `inputs` are the arguments of a call, of at least two rows: tensors, or dictionaries and lists of them, whose
-    tensors become inputs in their order, under the dictionary's keys where `input_names` aren't given. The model is
-    put into its evaluation mode. Weights of over 2 GiB lie beside it, in <path>.data. The file appears when ONNX
-    Runtime has given the model's outputs on `inputs`, on half of them and on one row. Raises ExportError where it
-    didn't, where torch can't export the model so, or where MLET's tables aren't collapsed.
+    `inputs` and `keywords` are the arguments of a call, of at least two rows: tensors, or dictionaries and lists of
+    them, whose tensors become the file's inputs in their order, under `input_names`, or else their dictionary's keys
+    and keywords (a key that comes again gets a number). None, numbers and text are kept as they are. `dynamic` says for
+    an input, by its name, which dimensions are of any size: {"history": {0: "batch", 1: "length"}}, or {"items": {}}
+    for one that is no batch. The model is put into its evaluation mode; one in
+    bfloat16 is written in float32. Weights of over 2 GiB lie beside the file, in
+    <path>.data. An id outside of its table is an error there, as it is in torch.
+
+    The file appears when ONNX Runtime has given the model's outputs on `inputs`, and on half of them and one row, of
+    each dimension of any size. Raises ExportError where it didn't, where torch can't export the model so, or where
+    MLET's tables aren't collapsed.
     """
+    path = Path(path)
     if path.suffix != ".onnx":
         raise ExportError(f"{path}: expected a name that ends in .onnx")
     model = getattr(model, "_orig_mod", model).eval()  # torch.compile's are around the model itself
-    for name, module in model.named_modules():
-        if isinstance(module, TRAINED):
-            called = name or type(module).__name__
-            raise ExportError(f"{called}: isn't collapsed; expected dlrm_mlet.collapse(model) first")
+    for names in named(model, TRAINED).values():
+        raise ExportError(f"{names[0]}: isn't collapsed; expected dlrm_mlet.collapse(model) first")
+    call = _Call(model, inputs, keywords or {}, input_names, dynamic or {})
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    beside = weights > LARGEST_FILE
+    mine = _is_of(weights_file(path), path)
+    if beside and weights_file(path).exists() and not mine:
+        raise ExportError(
+            f"{weights_file(path)}: isn't of {path.name}; expected another name, or none of this one there"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{path.name}.partial", dir=path.parent) as directory:
         partial = Path(directory) / path.name  # the same name, since the model names the file of its weights
-        program = _program(model, inputs, input_names, output_names)
-        program.model.metadata_props.update(metadata or {})
-        weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-        program.save(partial, external_data=weights > LARGEST_FILE)
-        session = open_session(partial)
-        for node in session.get_inputs():
-            if not node.shape or not isinstance(node.shape[0], str):
-                raise ExportError(f"the model takes batches of {node.shape[0]} rows alone; expected any number of them")
-        rows = len(pytree.tree_leaves(inputs)[0])
-        for count in dict.fromkeys((rows, max(1, rows // 2), 1)):  # a model may treat one row in another way
-            check(session, model, pytree.tree_map(lambda value, count=count: value[:count], inputs))
-        weights_file(path).unlink(missing_ok=True)  # of an earlier export
+        program = _program(call, output_names)
+        program.model.metadata_props.update({IDS: "an id outside of its table is an error"} | dict(metadata or {}))
+        program.save(partial, external_data=beside)
+        try:
+            session = _session(partial)
+        except Exception as error:  # its exceptions have no common base but this
+            raise ExportError(f"ONNX Runtime can't run what torch wrote of the model: {_line(error)}") from error
+        call.refuse_fixed(session)
+        for some in call.sizes():  # a model may treat one row in another way
+            check(session, model, *some)
+        if mine:
+            weights_file(path).unlink()  # of an earlier export
         for file in sorted(partial.parent.iterdir(), reverse=True):  # the weights before the model
             os.replace(file, path.parent / file.name)
     return path
 
 
-def _program(
-    model: nn.Module,
-    inputs: tuple[Any, ...],
-    input_names: Sequence[str] | None,
-    output_names: Sequence[str] | None,
-) -> torch.onnx.ONNXProgram:
+class _Call(nn.Module):
+    """A model as a function of tensors alone: its other arguments stay what they are in the example."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: tuple[Any, ...],
+        keywords: Mapping[str, Any],
+        names: Sequence[str] | None,
+        dynamic: Mapping[str, Mapping[int, str]],
+    ):
+        super().__init__()
+        # ONNX Runtime computes nothing in bfloat16 on a CPU; float32 has all its numbers
+        self.model = copy.deepcopy(model).float() if _in_bfloat16(model) else model
+        self.leaves, self.spec = pytree.tree_flatten((inputs, dict(keywords)))
+        found = _names(inputs, keywords)
+        self.names = list(names or found)
+        self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        for leaf in self.leaves:
+            if not isinstance(leaf, Tensor | bool | int | float | str | None):
+                raise ExportError(
+                    f"an input is a {type(leaf).__name__}; expected tensors, lists, dictionaries or numbers"
+                )
+        if len(self.names) != len(found) or len(set(self.names)) != len(found):
+            raise ExportError(f"input_names = {self.names}: expected {len(found)} names, as {', '.join(found)}")
+        if unknown := [name for name in dynamic if name not in self.names]:
+            raise ExportError(f"dynamic: no input {unknown[0]}; expected one of {', '.join(self.names)}")
+        default = {name: {0: BATCH} if tensor.dim() else {} for name, tensor in self.named()}
+        self.dims: dict[str, Mapping[int, str]] = default | dict(dynamic)
+        self.rows = self._rows()
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Each input with its name."""
+        return zip(self.names, self.tensors, strict=True)
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        """The tensors of the call in their order -> those of its result."""
+        inputs, keywords = self.nested(tensors)
+        return _tensors(self.model(*inputs, **keywords))
+
+    def nested(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Tensors in their order -> the arguments of a call of the model."""
+        rest = iter(tensors)
+        leaves = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        return pytree.tree_unflatten(leaves, self.spec)
+
+    def _rows(self) -> dict[str, int]:
+        """How many there are in the example of each dimension of any size."""
+        sizes: dict[str, int] = {}
+        for name, tensor in self.named():
+            for place, dim in self.dims[name].items():
+                if not -tensor.dim() <= place < tensor.dim():
+                    raise ExportError(f"dynamic: input {name} has no dimension {place}; its shape is {[*tensor.shape]}")
+                size = tensor.shape[place]
+                if sizes.setdefault(dim, size) != size:
+                    raise ExportError(
+                        f"input {name} has {size} in dimension {place}, others {sizes[dim]} of {dim}; expected "
+                        f"dynamic={{'{name}': {{}}}} for what is no {dim}"
+                    )
+                if size < 2:
+                    raise ExportError(f"input {name} has {size} of {dim}; expected an example of at least 2")
+        return sizes
+
+    def sizes(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """The example, and parts of it: half and one of each dimension of any size."""
+        yield self.nested(self.tensors)
+        for dim, size in self.rows.items():
+            for some in dict.fromkeys((size // 2, 1)):
+                yield self.nested([self._part(name, tensor, dim, some) for name, tensor in self.named()])
+
+    def _part(self, name: str, tensor: Tensor, dim: str, some: int) -> Tensor:
+        for place, of in self.dims[name].items():
+            if of == dim:
+                tensor = tensor.narrow(place, 0, some)
+        return tensor
+
+    def refuse_fixed(self, session: Session) -> None:
+        """Raise ExportError where a dimension that was to be of any size isn't."""
+        shapes = {node.name: node.shape for node in session.get_inputs()}
+        for name, tensor in self.named():
+            for place, dim in self.dims[name].items():
+                size = shapes[name][place % tensor.dim()] if name in shapes else dim
+                if not isinstance(size, str):
+                    raise ExportError(f"the model takes a {dim} of {size} alone; expected any number")
+
+
+class _Defined(TorchFunctionMode):
+    """While it lasts, lookups are written so that ONNX has an answer of torch's for each id and any batch.
+
+    An id below 0 would be a row from the end there; it is made one that is an error, as in torch. Bags would
+    be loops.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.embedding:
+            return _embedding(*args, **kwargs)
+        if function is F.embedding_bag and args[0].dim() == 2:
+            return _embedding_bag(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    *_: Any,
+    **__: Any,
+) -> Tensor:
+    found = torch.embedding(weight, torch.where(input < 0, weight.shape[0], input))
+    if max_norm is None:
+        return found
+    norm = torch.linalg.vector_norm(found, norm_type, dim=-1, keepdim=True)
+    return torch.where(norm > max_norm, found * (max_norm / (norm + 1e-7)), found)  # as torch does it in the table
+
+
+def _embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    rows = _embedding(input, weight, None, max_norm, norm_type)
+    padding_idx = padding_idx if padding_idx is None else padding_idx % weight.shape[0]
+    return bags_of_one_length(rows, input, mode, padding_idx, per_sample_weights)
+
+
+def _program(call: _Call, output_names: Sequence[str] | None) -> torch.onnx.ONNXProgram:
     with needs("serving"):
         import onnxscript  # noqa: F401, PLC0415  which torch's exporter needs, and loading an .onnx file doesn't
-    batch = torch.export.Dim("batch")
+    dims = {name: torch.export.Dim(name) for name in call.rows}
+    shapes = tuple({place: dims[dim] for place, dim in call.dims[name].items()} for name in call.names)
     try:
-        with _quiet():
+        with _quiet(), _Defined():
             program = torch.onnx.export(
-                model,
-                (*inputs, {}),  # the empty one for keywords, or a dictionary at the end would be taken for them
+                call,
+                tuple(map(_written, call.tensors)),
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
-                input_names=input_names or _names(inputs),
                 output_names=output_names,
-                dynamic_shapes=pytree.tree_map(lambda value: {0: batch}, inputs),
+                dynamic_shapes=(shapes,),
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(
-            f"torch can't export the model for batches of any size: {error.__cause__ or error}"
+            f"torch can't export the model for batches of any size: {_line(error.__cause__ or error)}"
         ) from error
     assert program is not None
+    _name_inputs(program.model.graph, call.names)
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # where in whose source code each node comes from
     return program
+
+
+def _name_inputs(graph: Any, names: Sequence[str]) -> None:
+    """Give the graph's inputs their names, and others another where theirs is one of these."""
+    values = [*graph.initializers.values(), *(output for node in graph.all_nodes() for output in node.outputs)]
+    taken = {value.name for value in values} | set(names)
+    for value in values:
+        if value.name in names:
+            value.name = next(name for i in range(len(taken)) if (name := f"{value.name}_{i}") not in taken)
+            taken.add(value.name)
+    for i, value in enumerate(graph.inputs):
+        value.name = f"input:{i}"  # no name of another one on the way
+    for value, name in zip(graph.inputs, names, strict=True):
+        value.name = name
+
+
+def _line(error: BaseException) -> str:
+    """What an error says first; what comes of its cause is a page."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
+def _is_of(weights: Path, path: Path) -> bool:
+    """Whether a file is that of the weights of the ONNX model beside it."""
+    if not weights.is_file() or not path.is_file():
+        return False
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # no ONNX model, of which protobuf has no one exception
+        return False
+    return any(entry.value == weights.name for tensor in model.graph.initializer for entry in tensor.external_data)
 
 
 def weights_file(path: Path) -> Path:
@@ -112,67 +303,112 @@ def weights_file(path: Path) -> Path:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without what torch's exporter says of packages that aren't needed, and of its own insides."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with (
+            warnings.catch_warnings(action="ignore"),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
 
 
-def check(session: Session, model: nn.Module, inputs: tuple[Any, ...]) -> float:
+def check(
+    session: Session, model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any] | None = None
+) -> float:
     """The largest difference between ONNX Runtime's outputs and the model's, as a share of those above 1.
 
     Raises ExportError above TOLERANCE, where a shape is another one, and where one side has a number that isn't finite
     and the other doesn't have it.
     """
     with torch.no_grad():
-        outputs = [output for output in pytree.tree_leaves(model(*inputs)) if isinstance(output, Tensor)]
-    found, worst = run(session, inputs), 0.0
-    batch = f"on a batch of {len(pytree.tree_leaves(inputs)[0])}"
+        outputs = _tensors(model(*inputs, **(keywords or {})))
+    on = f"on {_shapes(inputs, keywords)}"
+    try:
+        found, worst = run(session, inputs, keywords), 0.0
+    except Exception as error:  # ONNX Runtime's exceptions have no common base but this
+        raise ExportError(f"{on} ONNX Runtime can't run what torch wrote of the model: {_line(error)}") from error
     if len(found) != len(outputs):
-        raise ExportError(f"{batch} ONNX Runtime gives {len(found)} outputs; expected {len(outputs)}, as torch gives")
+        raise ExportError(f"{on} ONNX Runtime gives {len(found)} outputs; expected {len(outputs)}, as torch gives")
     for i, (mine, theirs) in enumerate(zip(found, outputs, strict=True)):
-        expected = theirs.double().numpy()
+        expected, tolerance = theirs.double().numpy(), _tolerance(model, theirs)
         if mine.shape != expected.shape:
-            raise ExportError(f"{batch} output {i} has shape {mine.shape}; expected {expected.shape}, as in torch")
+            raise ExportError(f"{on} output {i} has shape {mine.shape}; expected {expected.shape}, as in torch")
         finite = np.isfinite(expected)
         if not np.array_equal(np.where(finite, 0, mine), np.where(finite, 0, expected), equal_nan=True):
-            raise ExportError(f"{batch} output {i} differs from torch's where that isn't finite")
+            raise ExportError(f"{on} output {i} differs from torch's where that isn't finite")
         there = expected[finite]
-        apart = np.abs(mine[finite] - there) / np.maximum(np.abs(there), 1)
+        apart = np.abs(mine[finite].astype(np.float64) - there) / np.maximum(np.abs(there), 1)
         worst = max(worst, float(apart.max(initial=0))) if np.isfinite(apart).all() else np.inf
-        if worst > TOLERANCE:
-            raise ExportError(f"{batch} ONNX Runtime differs from torch by {worst:.2g}; expected {TOLERANCE:g} at most")
+        if worst > tolerance:
+            raise ExportError(f"{on} ONNX Runtime differs from torch by {worst:.2g}; expected {tolerance:g} at most")
     return worst
+
+
+def _tolerance(model: nn.Module, output: Tensor) -> float:
+    """What rounding may do, in the least precise type in which the model computes."""
+    kinds = {output.dtype, *(parameter.dtype for parameter in model.parameters())}
+    return max([TOLERANCE, *(4 * torch.finfo(kind).eps for kind in kinds if kind.is_floating_point)])
+
+
+def _shapes(inputs: tuple[Any, ...], keywords: Mapping[str, Any] | None) -> str:
+    tensors = _tensors((inputs, dict(keywords or {})))
+    return f"a batch of {len(tensors[0])}" if tensors and tensors[0].dim() else "the inputs"
 
 
 def open_session(path: Path, threads: int | None = None) -> Session:
     """The file, ready to run on the CPU. Raises ExportError where it can't be."""
     if not path.is_file():
         raise ExportError(f"{path}: no such file; expected an ONNX model")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3
     try:
-        return Session(path, options, providers=["CPUExecutionProvider"])
+        return _session(path, threads)
     except Exception as error:  # its exceptions have no common base but this
         raise ExportError(f"{path}: damaged, or no ONNX model ({str(error).strip()})") from None
 
 
-def run(session: Session, inputs: tuple[Any, ...]) -> list[np.ndarray]:
+def _session(path: Path, threads: int | None = None) -> Session:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 4  # what it can't run it also raises
+    return Session(path, options, providers=["CPUExecutionProvider"])
+
+
+def run(session: Session, inputs: tuple[Any, ...], keywords: Mapping[str, Any] | None = None) -> list[np.ndarray]:
     """All outputs, for inputs that are nested as they were at the export; by name where dictionaries name them."""
-    tensors = dict(zip(_names(inputs), pytree.tree_leaves(inputs), strict=True))
+    tensors = dict(zip(_names(inputs, keywords or {}), _tensors((inputs, dict(keywords or {}))), strict=True))
     nodes = [node.name for node in session.get_inputs()]
     if tensors.keys() != set(nodes):
         tensors = dict(zip(nodes, tensors.values(), strict=True))
-    return [np.asarray(output) for output in session.run(None, {name: tensors[name].numpy() for name in nodes})]
+    return [
+        np.asarray(output) for output in session.run(None, {name: _written(tensors[name]).numpy() for name in nodes})
+    ]
 
 
-def _names(inputs: tuple[Any, ...]) -> list[str]:
-    """The key of each tensor, where it is in a dictionary, else its place."""
-    leaves = pytree.tree_flatten_with_path(inputs)[0]
-    keys = [getattr(place[-1], "key", None) for place, _ in leaves]
-    return [str(key) if isinstance(key, str) else f"input_{i}" for i, key in enumerate(keys)]
+def _in_bfloat16(model: nn.Module) -> bool:
+    kinds = [tensor.dtype for tensor in model.parameters()]
+    kinds += [module.dtype for module in model.modules() if isinstance(module, Rows)]
+    return torch.bfloat16 in kinds
+
+
+def _written(tensor: Tensor) -> Tensor:
+    """A tensor in the type that it has in the file."""
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+
+
+def _tensors(nested: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(nested) if isinstance(leaf, Tensor)]
+
+
+def _names(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> list[str]:
+    """The key of each tensor, where it is in a dictionary or a keyword, else its place; each once."""
+    found: list[str] = []
+    for place, leaf in pytree.tree_flatten_with_path((inputs, dict(keywords)))[0]:
+        if isinstance(leaf, Tensor):
+            key = getattr(place[-1], "key", None)
+            name = key if isinstance(key, str) else f"input_{len(found)}"
+            again = (f"{name}_{i}" for i in range(2, len(found) + 3))
+            found.append(next(other for other in (name, *again) if other not in found))
+    return found
