@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command("export", _export, "a run's model as ONNX, checked in ONNX Runtime on validation rows")
     add("checkpoint", type=Path, help="a run's checkpoint.pt")
     add("--out", type=Path, required=True, metavar="FILE", help="such as model.onnx")
-    add("--quantize", choices=["int8"], help="tables of int8 rows, each with a bfloat16 scale; default: float32")
+    add("--quantize", choices=["int8", "int4", "fp16"], help="fewer bits a number in the tables; default: float32")
     add("--data", type=Path, metavar="DIR", help=data)
 
     add = command("predict", _predict, "the probability of a click for each row, as CSV")
@@ -220,16 +220,14 @@ def _spectrum(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from dlrm_mlet.data import columns
     from dlrm_mlet.serving.finished import export_served
     from dlrm_mlet.training import checkpoint
 
-    served = checkpoint.load(options.checkpoint)
-    data = columns.load(options.data or DATA / served.columns.dataset)
-    done = export_served(served, data, options.out, as_int8=options.quantize == "int8")
+    served, bits = checkpoint.load(options.checkpoint), {"int8": 8, "int4": 4, "fp16": 16, None: 32}[options.quantize]
+    done = export_served(served, options.data or DATA / served.columns.dataset, options.out, bits)
     for name, measured in (("torch, as trained", done.torch), ("ONNX Runtime", done.onnx)):
         print(f"{name}: validation AUC {measured.auc:.6f}, LogLoss {measured.log_loss:.6f}")
-    same = "the int8 model's in torch" if options.quantize else "torch's"
+    same = f"the {options.quantize} model's in torch" if options.quantize else "torch's"
     print(f"probabilities differ from {same} by {done.worst:.1e} at most, on {done.rows:,} rows")
     times = ", ".join(f"{ms:.3f} ms for {rows:,} rows" for rows, ms in done.milliseconds.items())
     print(f"{done.path}: {done.nbytes:,} bytes, {done.table_bytes:,} of them tables; {times} (median)")

@@ -128,7 +128,10 @@ class Columns:
 
 
 def load(directory: str | Path) -> Columns:
-    """The columns that `dlrm-mlet preprocess` wrote. Raises ColumnsError where they are missing or damaged."""
+    """The columns that `dlrm-mlet preprocess` wrote. Raises ColumnsError where they are missing or damaged.
+
+    Every id is one of its table's rows.
+    """
     directory = Path(directory)
     path = directory / "schema.json"
     try:
@@ -138,12 +141,28 @@ def load(directory: str | Path) -> Columns:
     except (ValueError, TypeError) as error:
         raise ColumnsError(f"{path}: not a data set's schema: {error}; preprocess it again") from None
     rows = sum(schema.rows.values())
-    return Columns(
+    columns = Columns(
         schema,
         dense=_map(directory / "dense.npy", (rows, len(schema.dense)), np.float32),
         sparse=_map(directory / "sparse.npy", (rows, len(schema.categorical)), np.int32),
         label=_map(directory / "label.npy", (rows,), np.uint8),
     )
+    _check_ids(columns, directory / "sparse.npy")
+    return columns
+
+
+def _check_ids(columns: Columns, path: Path) -> None:
+    """Refuse an id that its table doesn't have, once, so that no step of a training needs to look."""
+    limits = torch.tensor(columns.schema.table_rows, dtype=torch.int32)
+    for part in columns.sparse.split(1 << 20):
+        if len(part) and len(limits) and ((part.amin(dim=0) < 0) | (part.amax(dim=0) >= limits)).any():
+            wrong = (columns.sparse < 0) | (columns.sparse >= limits)
+            row, f = wrong.nonzero()[0].tolist()
+            name, id = columns.schema.categorical[f], columns.sparse[row, f].item()
+            raise ColumnsError(
+                f"{path}: row {row} of {name} has id {id}; expected 0 to {limits[f].item() - 1}; "
+                "preprocess the data set again"
+            )
 
 
 def _map(path: Path, shape: tuple[int, ...], dtype: type) -> Tensor:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from dlrm_mlet.data.columns import Columns, ColumnsError
 from dlrm_mlet.data.raw import RawError
 from dlrm_mlet.extras import needs
 
@@ -182,6 +184,24 @@ def digest_of(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_all(directory: Path, columns: Columns) -> dict[str, "Vocabulary"]:
+    """The vocabulary of each categorical column, proved to be the one that the columns were numbered by.
+
+    Raises ColumnsError where it is missing or another one.
+    """
+    schema, found = columns.schema, {}
+    start, stop = columns.range("train")
+    files = [directory / f"{name}.arrow" for name in schema.categorical]
+    if missing := [file for file in files if not file.is_file()]:
+        raise ColumnsError(f"{missing[0]}: no such file; expected the data set's vocabulary: preprocess it again")
+    if hashlib.sha256("".join(map(digest_of, files)).encode()).hexdigest() != schema.vocabulary:
+        raise ColumnsError(f"{directory}: isn't the vocabulary of schema.json; preprocess the data set again")
+    for f, (name, file) in enumerate(zip(schema.categorical, files, strict=True)):
+        most_frequent = int(torch.bincount(columns.sparse[start:stop, f]).argmax())
+        found[name] = Vocabulary(file, most_frequent)
+    return found
 
 
 class Vocabulary:

@@ -1,6 +1,5 @@
 """A served model and rows, raw or as columns -> the probability of a click for each row."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from dlrm_mlet.data import columns
 from dlrm_mlet.data.columns import SPLITS, Columns
 from dlrm_mlet.data.datasets import BUILT_IN, Dataset
 from dlrm_mlet.data.raw import Reader, fields_of_first_line, open_raw
-from dlrm_mlet.data.vocabulary import Vocabulary, digest_of, numbers, refuser
+from dlrm_mlet.data.vocabulary import Vocabulary, load_all, numbers, refuser
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing
 from dlrm_mlet.serving.export import open_session, run
@@ -82,7 +81,7 @@ def predict(
     data set doesn't have is taken as missing, or as the column's most frequent one where it has none missing. `dataset`
     describes a data set of one's own whose raw files have no header. Returns the number of rows and, for each column
     that had such values, how many. Raises CheckpointError where the columns are of another data set, RawError at the
-    first row that doesn't fit, PredictError where there is none or the vocabulary is damaged.
+    first row that doesn't fit, PredictError where there is none, ColumnsError where the vocabulary is damaged.
     """
     if out.exists() and source.exists() and out.samefile(source):
         raise PredictError(f"{out}: is the file of the rows; expected another --out")
@@ -95,7 +94,7 @@ def predict(
         schema = trained_on.schema
         dataset = dataset or BUILT_IN.get(schema.dataset)
         dataset = dataset or Dataset(schema.dataset, schema.label, schema.dense, schema.categorical)
-        batches = _of_raw(_open(source, dataset), trained_on, _vocabularies(data / "vocabulary", trained_on), unseen)
+        batches = _of_raw(_open(source, dataset), trained_on, load_all(data / "vocabulary", trained_on), unseen)
     rows = 0
     with replacing(out) as partial, partial.open("wb") as file, tqdm(unit=" rows", disable=None) as bar:
         for dense, sparse in batches:
@@ -112,21 +111,6 @@ def _of_columns(data: Columns) -> Iterator[tuple[Tensor, Tensor]]:
     for split in SPLITS:
         for batch in data.in_order(split, ROWS):
             yield batch.dense, batch.sparse
-
-
-def _vocabularies(directory: Path, data: Columns) -> dict[str, Vocabulary]:
-    """That of each categorical column, proved to be the one that the columns were numbered by."""
-    schema, found = data.schema, {}
-    start, stop = data.range("train")
-    files = [directory / f"{name}.arrow" for name in schema.categorical]
-    if missing := [file for file in files if not file.is_file()]:
-        raise PredictError(f"{missing[0]}: no such file; expected the data set's vocabulary: preprocess it again")
-    if hashlib.sha256("".join(map(digest_of, files)).encode()).hexdigest() != schema.vocabulary:
-        raise PredictError(f"{directory}: isn't the vocabulary of schema.json; preprocess the data set again")
-    for f, (name, file) in enumerate(zip(schema.categorical, files, strict=True)):
-        most_frequent = int(torch.bincount(data.sparse[start:stop, f]).argmax())
-        found[name] = Vocabulary(file, most_frequent)
-    return found
 
 
 def _of_raw(

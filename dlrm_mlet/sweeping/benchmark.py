@@ -78,7 +78,7 @@ class TextbookTables(Tables):
                 chain.append(linear)
         self.chains = nn.ModuleList(chains)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def lookup(self, ids: Tensor) -> Tensor:
         """(B, F) ids -> (B, F, D)."""
         features = zip(self.bags, self.chains, ids.long().t(), strict=True)
         return torch.stack([chain(bag(column[:, None])) for bag, chain, column in features], dim=1)
@@ -95,7 +95,7 @@ class NoTables(Tables):
         super().__init__(table_rows, embedding_dim)
         self.vectors = torch.randn(BATCH_SIZE, len(table_rows), embedding_dim).to(device).requires_grad_()
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def lookup(self, ids: Tensor) -> Tensor:
         """(B, F) ids -> (B, F, D)."""
         self.vectors.grad = None
         return self.vectors[: len(ids)]
@@ -103,7 +103,7 @@ class NoTables(Tables):
 
 def textbook_step(model: DLRM, optimizer: torch.optim.Optimizer, batch: Batch) -> Tensor:
     """Forward, backward, update, as any introduction has it."""
-    loss = F.binary_cross_entropy(torch.sigmoid(model(batch.dense, batch.sparse)), batch.label)
+    loss = F.binary_cross_entropy(torch.sigmoid(model.logits(batch.dense, model.embed(batch.sparse))), batch.label)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

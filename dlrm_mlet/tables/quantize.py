@@ -252,7 +252,7 @@ class QuantizedTables(Tables):
         self.rows = rows
         self.train(tables.training)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def lookup(self, ids: Tensor) -> Tensor:
         """(B, F) ids -> (B, F, D)."""
         return self.rows(ids + self.offsets.t())
 

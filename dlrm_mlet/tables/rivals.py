@@ -26,6 +26,10 @@ class HashedTables(SingleLayerTables):
         super().__init__(moduli, weight)
         self.register_buffer("moduli", torch.tensor(moduli), persistent=False)
 
+    def checked(self, ids: Tensor) -> Tensor:
+        """See Tables; every id of 0 and more has a row."""
+        return super().checked(torch.where(ids < 0, ids, ids % self.moduli))
+
     def rows(self, ids: Tensor) -> Tensor:
         """(B, F) ids -> (F, B, D)."""
         return super().rows(ids % self.moduli)
@@ -53,13 +57,13 @@ class QuotientRemainderTables(Tables):
             for table in (whole[f], quotient):
                 table.uniform_(1 / math.sqrt(table_rows[f]), 1, generator=generator)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def lookup(self, ids: Tensor) -> Tensor:
         """(B, F) ids -> (B, F, D)."""
         split = ids[:, self.split]
         ids = ids.index_copy(1, self.split, split % self.collisions)
-        factors = self.quotients(split // self.collisions)
+        factors = self.quotients.lookup(split // self.collisions)
         ones = factors.new_ones(len(ids), len(self.table_rows), self.embedding_dim)
-        return self.remainders(ids) * ones.index_copy(1, self.split, factors)
+        return self.remainders.lookup(ids) * ones.index_copy(1, self.split, factors)
 
 
 class MixedDimensionTables(Tables):
@@ -78,7 +82,7 @@ class MixedDimensionTables(Tables):
                 nn.init.xavier_uniform_(weight, generator=generator)
             self.projections.append(projection)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def lookup(self, ids: Tensor) -> Tensor:
         """(B, F) ids -> (B, F, D)."""
         features = zip(ids.t(), self.tables, self.projections, strict=True)
         return torch.stack([project(F.embedding(column, table, sparse=True)) for column, table, project in features], 1)

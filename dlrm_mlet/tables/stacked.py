@@ -17,13 +17,50 @@ PROJECTION_STD = 0.25
 """Standard deviation of W2 at the start: the paper's N(0, 0.0625) names the variance (section 3)."""
 
 
+NOWHERE = 1 << 30
+"""An id that no table has."""
+
+
 class Tables(nn.Module):
-    """The tables of all features, of any kind: forward turns (B, F) ids into (B, F, D) vectors."""
+    """The tables of all features, of any kind: forward turns (B, F) ids into (B, F, D) vectors.
+
+    Since they lie in one matrix, an id beyond its feature's table is a row of another one's. So forward checks them
+    all; `lookup` doesn't, for the training step, whose columns were checked when they were loaded.
+    """
+
+    names: Sequence[str] | None = None
+    """Of the features, where they are known."""
 
     def __init__(self, table_rows: Sequence[int], embedding_dim: int):
         super().__init__()
         self.table_rows = tuple(table_rows)
         self.embedding_dim = embedding_dim
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, F) ids -> (B, F, D). Raises ValueError for another shape, IndexError at an id outside of its table.
+
+        In a graph that torch exports such an id is an error too, when the graph runs.
+        """
+        features = len(self.table_rows)
+        if ids.dim() != 2 or ids.shape[1] != features:
+            raise ValueError(f"ids of shape {tuple(ids.shape)}; expected (B, {features}), an id a feature")
+        return self.lookup(self.checked(ids))
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """(B, F) ids, each of its table -> (B, F, D)."""
+        raise NotImplementedError
+
+    def checked(self, ids: Tensor) -> Tensor:
+        """(B, F) ids, each of its table. Raises as `forward` does."""
+        limits = torch.tensor(self.table_rows).to(ids.device)
+        outside = (ids < 0) | (ids >= limits)
+        if torch.compiler.is_compiling():
+            return torch.where(outside, NOWHERE, ids)
+        if outside.any():
+            row, f = outside.nonzero()[0].tolist()
+            name = self.names[f] if self.names else f"{f} of {len(self.table_rows)}"
+            raise IndexError(f"feature {name}: id {ids[row, f].item()}; expected 0 to {self.table_rows[f] - 1}")
+        return ids
 
     def collapse(self) -> "Tables":
         """What is served: the tables themselves, where there is nothing to collapse."""
@@ -59,7 +96,7 @@ class SingleLayerTables(_Stacked):
     def __init__(self, table_rows: Sequence[int], weight: Tensor):
         super().__init__(table_rows, weight, embedding_dim=weight.shape[1])
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def lookup(self, ids: Tensor) -> Tensor:
         """(B, F) ids -> (B, F, D)."""
         return self.rows(ids).transpose(0, 1)
 
@@ -75,7 +112,7 @@ class MLETTables(_Stacked):
         super().__init__(table_rows, weight, embedding_dim=projections[-1].shape[2])
         self.projections = nn.ParameterList(projections)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def lookup(self, ids: Tensor) -> Tensor:
         """(B, F) ids -> (B, F, D): r = q W1 W2 (paper, equation 5)."""
         vectors = self.rows(ids)  # (F, B, K)
         for projection in self.projections:

@@ -85,6 +85,7 @@ def load(path: Path) -> Served:
         plain = dataclasses.replace(config.model, inner_dim=None, start_as=None, initial_scale=1.0)
         model = served(build_model(plain, len(schema.dense), schema.table_rows, None), plain)
         model.load_state_dict(state["model"])
+        model.tables.names = schema.categorical
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a model of this version: {error}") from None
     return Served(path, model.eval().requires_grad_(False), config, schema)

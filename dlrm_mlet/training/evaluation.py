@@ -20,7 +20,8 @@ def scores(model: DLRM, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
     """The logits and labels of all rows, on the CPU."""
     device = next(model.parameters()).device
     on_device = (batch.to(device) for batch in batches)
-    logits, labels = zip(*((model(batch.dense, batch.sparse), batch.label) for batch in on_device), strict=True)
+    scored = ((model.logits(batch.dense, model.embed(batch.sparse)), batch.label) for batch in on_device)
+    logits, labels = zip(*scored, strict=True)
     return torch.cat(logits).cpu(), torch.cat(labels).cpu()
 
 

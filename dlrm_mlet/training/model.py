@@ -74,12 +74,16 @@ class DLRM(nn.Module):
         self.top_mlp = top_mlp
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
-        """(B, dense columns) float and (B, F) integer -> (B,) logits."""
-        return self.top_mlp(self.interaction(self.bottom_mlp(dense), self.embed(ids))).squeeze(1)
+        """(B, dense columns) float and (B, F) integer -> (B,) logits. Raises IndexError at an id that no table has."""
+        return self.logits(dense, self.tables(ids))
+
+    def logits(self, dense: Tensor, embedded: Tensor) -> Tensor:
+        """(B, dense columns) float and (B, F, D) of the tables -> (B,) logits."""
+        return self.top_mlp(self.interaction(self.bottom_mlp(dense), embedded)).squeeze(1)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(B, F) integer -> (B, F, D): what the interaction takes from the tables."""
-        return self.tables(ids)
+        """(B, F) integer, which were checked before -> (B, F, D): what the interaction takes from the tables."""
+        return self.tables.lookup(ids)
 
     def collapse(self) -> "DLRM":
         """The model with its MLET tables collapsed: the same MLPs (not copies), the same logits."""

@@ -19,7 +19,7 @@ from dlrm_mlet.training.optimizer import Optimizer
 
 def train_step(model: DLRM, optimizers: Sequence[Optimizer], batch: Batch) -> Tensor:
     """Forward, backward, update; returns the batch's mean loss, one for each seed in it, not waited for."""
-    logits = model(batch.dense, batch.sparse)
+    logits = model.logits(batch.dense, model.embed(batch.sparse))
     loss = F.binary_cross_entropy_with_logits(logits, batch.label, reduction="none").mean(-1)
     loss.backward(torch.ones_like(loss))  # a seed's gradient comes from its own loss alone
     for optimizer in optimizers:

@@ -50,14 +50,18 @@ class Together(DLRM):
         self.interaction = models[0].interaction
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
-        """(S, B, dense columns) float and (S, B, F) integer -> (S, B) logits."""
-        interacted = self.interaction(self.bottom_mlp(dense).flatten(0, 1), self.embed(ids).flatten(0, 1))
-        return self.top_mlp(interacted.unflatten(0, ids.shape[:2])).squeeze(2)
+        """(S, B, dense columns) float and (S, B, F) integer, which were checked before -> (S, B) logits."""
+        return self.logits(dense, self.embed(ids))
+
+    def logits(self, dense: Tensor, embedded: Tensor) -> Tensor:
+        """(S, B, dense columns) float and (S, B, F, D) of the tables -> (S, B) logits."""
+        interacted = self.interaction(self.bottom_mlp(dense).flatten(0, 1), embedded.flatten(0, 1))
+        return self.top_mlp(interacted.unflatten(0, dense.shape[:2])).squeeze(2)
 
     def embed(self, ids: Tensor) -> Tensor:
         """(S, B, F) integer -> (S, B, F, D)."""
         seeds, _, features = ids.shape
-        return self.tables(ids.transpose(0, 1).flatten(1)).unflatten(1, (seeds, features)).transpose(0, 1)
+        return self.tables.lookup(ids.transpose(0, 1).flatten(1)).unflatten(1, (seeds, features)).transpose(0, 1)
 
 
 def _stack_mlps(mlps: Sequence[nn.Module], device: torch.device) -> nn.Sequential:

@@ -84,3 +84,15 @@ def test_the_fingerprint_tells_data_sets_apart(copy, clicks):
     table["split_seed"] = 7
     (copy / "schema.json").write_text(json.dumps(table))
     assert load(copy).schema.fingerprint != clicks.schema.fingerprint
+
+
+@pytest.mark.parametrize(("f", "wrong"), [(0, -1), (2, 10**6)])
+def test_an_id_that_its_table_does_not_have_is_named(copy, f, wrong):
+    columns = load(copy)
+    ids = columns.sparse.numpy().copy()
+    ids[41, f] = wrong
+    (copy / "sparse.npy").unlink()  # which is still mapped
+    np.save(copy / "sparse.npy", ids)
+    name, n = columns.schema.categorical[f], columns.schema.table_rows[f]
+    with pytest.raises(ColumnsError, match=rf"sparse\.npy: row 41 of {name} has id {wrong}; expected 0 to {n - 1}"):
+        load(copy)

@@ -1,5 +1,7 @@
 """ONNX files give torch's outputs for any batch, keep int8 tables int8, and appear only when they are right."""
 
+import json
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -10,6 +12,7 @@ from torch import nn
 from dlrm_mlet import convert
 from dlrm_mlet.__main__ import main
 from dlrm_mlet.data import columns
+from dlrm_mlet.data.vocabulary import load_all
 from dlrm_mlet.serving import export
 from dlrm_mlet.serving.export import ExportError, check, open_session
 from dlrm_mlet.serving.finished import export_served
@@ -131,14 +134,16 @@ def test_what_is_no_onnx_file_is_named(tmp_path):
         open_session(tmp_path / "gone.onnx")
 
 
-@pytest.mark.parametrize("as_int8", [False, True])
-def test_a_runs_model_is_exported_with_its_scores(run, clicks, clicks_directory, tmp_path, as_int8, capsys):
-    report = export_served(checkpoint.load(run / checkpoint.FILE), clicks, tmp_path / "m.onnx", as_int8)
+@pytest.mark.parametrize(
+    ("how", "bits", "row"), [(None, 32, 4 * 4), ("int8", 8, 4 + 2), ("int4", 4, 2 + 2), ("fp16", 16, 4 * 2)]
+)
+def test_a_runs_model_is_exported_with_its_scores(run, clicks, clicks_directory, tmp_path, how, bits, row, capsys):
+    report = export_served(checkpoint.load(run / checkpoint.FILE), clicks_directory, tmp_path / "m.onnx", bits)
     assert report.rows == clicks.schema.rows["validation"]
     assert report.worst < 1e-5
-    assert report.onnx == pytest.approx(report.torch, abs=0.01 if as_int8 else 1e-6)
+    assert report.onnx == pytest.approx(report.torch, abs={32: 1e-6, 4: 0.05}.get(bits, 0.01))
     assert report.nbytes == (tmp_path / "m.onnx").stat().st_size
-    assert report.table_bytes == sum(clicks.schema.table_rows) * (4 + 2 if as_int8 else 4 * 4)
+    assert report.table_bytes == sum(clicks.schema.table_rows) * row
     arguments = [
         "export",
         str(run / checkpoint.FILE),
@@ -147,10 +152,34 @@ def test_a_runs_model_is_exported_with_its_scores(run, clicks, clicks_directory,
         "--out",
         str(tmp_path / "n.onnx"),
     ]
-    assert main([*arguments, "--quantize", "int8"] if as_int8 else arguments) == 0
+    assert main([*arguments, "--quantize", how] if how else arguments) == 0
     out = capsys.readouterr().out
     assert f"ONNX Runtime: validation AUC {report.onnx.auc:.6f}" in out
     assert f"{report.table_bytes:,} of them tables" in out
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_an_id_that_a_run_does_not_have_counts_as_predict_takes_it(run, clicks, clicks_directory, tmp_path, bits):
+    """Once: id n of a feature was the next one's first row, -1 the last row of the one before."""
+    served = checkpoint.load(run / checkpoint.FILE)
+    export_served(served, clicks_directory, tmp_path / "m.onnx", bits)
+    session = open_session(tmp_path / "m.onnx")
+    said = session.get_modelmeta().custom_metadata_map
+    unknown = json.loads(said["dlrm_mlet.unknown"])
+    known = load_all(clicks_directory / "vocabulary", clicks)
+    assert unknown == {name: vocabulary.unknown for name, vocabulary in known.items()}
+    assert "counts as the one that dlrm_mlet.unknown has" in said["dlrm_mlet.ids"]
+    rows = clicks.rows(slice(0, 1))
+    for f, (name, n) in enumerate(zip(clicks.schema.categorical, clicks.schema.table_rows, strict=True)):
+        expected = rows.sparse.clone()
+        expected[0, f] = unknown[name]
+        for wrong in (-1, -n, n, 2**31 - 1):
+            outside = rows.sparse.clone()
+            outside[0, f] = wrong
+            found = export.run(session, (rows.dense, outside))[0]
+            assert found == export.run(session, (rows.dense, expected))[0]
+            with pytest.raises(IndexError, match=f"feature {name}: id {wrong}; expected 0 to {n - 1}"):
+                served.model(rows.dense, outside)
 
 
 def test_the_command_says_what_is_wrong(run, clicks_directory, tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 
 from dlrm_mlet.__main__ import main
 from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
-from dlrm_mlet.data.columns import load
+from dlrm_mlet.data.columns import ColumnsError, load
 from dlrm_mlet.data.datasets import BUILT_IN, Dataset
 from dlrm_mlet.data.preprocess import preprocess
 from dlrm_mlet.data.raw import RawError
@@ -27,8 +27,8 @@ def probabilities(path):
 
 
 @pytest.fixture
-def model(run, clicks, tmp_path):
-    export_served(checkpoint.load(run / checkpoint.FILE), clicks, tmp_path / "m.onnx")
+def model(run, clicks_directory, tmp_path):
+    export_served(checkpoint.load(run / checkpoint.FILE), clicks_directory, tmp_path / "m.onnx")
     return {"torch": run / checkpoint.FILE, "onnx": tmp_path / "m.onnx"}
 
 
@@ -122,10 +122,10 @@ def test_another_vocabulary_is_refused(model, clicks_csv, clicks_directory, tmp_
     copy = shutil.copytree(clicks_directory, tmp_path / "copy")
     loaded, file = open_model(model["torch"]), copy / "vocabulary" / "ad.arrow"
     pl.read_ipc(file).reverse().write_ipc(file)
-    with pytest.raises(PredictError, match=r"vocabulary: isn't the vocabulary of schema\.json"):
+    with pytest.raises(ColumnsError, match=r"vocabulary: isn't the vocabulary of schema\.json"):
         predict(loaded, clicks_csv, tmp_path / "p.csv", copy)
     file.unlink()
-    with pytest.raises(PredictError, match=r"ad\.arrow: no such file; expected the data set's vocabulary"):
+    with pytest.raises(ColumnsError, match=r"ad\.arrow: no such file; expected the data set's vocabulary"):
         predict(loaded, clicks_csv, tmp_path / "p.csv", copy)
 
 

@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 
+from dlrm_mlet import quantize
+from dlrm_mlet.config import ModelConfig
 from dlrm_mlet.tables.stacked import MLETTables, SingleLayerTables, make_tables, start_at
+from dlrm_mlet.training.model import build_tables
 
 TABLE_ROWS = (7, 1, 40)
 
@@ -85,3 +88,43 @@ def test_any_start_is_reached_without_changing_the_projections(inner_dims):
 def test_the_start_is_scaled():
     one, four = (make_tables((40,), (), 4, 0.25, torch.Generator().manual_seed(0), scale) for scale in (1.0, 4.0))
     torch.testing.assert_close(four.weight.data, 4 * one.weight.data)
+
+
+def rival(kind):
+    def make():
+        return build_tables(ModelConfig(4, (4,), (4,), tables=kind), (7, 300, 9), torch.Generator().manual_seed(0))
+
+    return make
+
+
+KINDS = {
+    "single": lambda: make_tables((7, 300, 9), (), 4, 0.25),
+    "MLET": lambda: make_tables((7, 300, 9), (8,), 4, 0.25),
+    "collapsed": lambda: make_tables((7, 300, 9), (8, 6), 4, 0.25).collapse(),
+    "int8": lambda: quantize(make_tables((7, 300, 9), (), 4, 0.25), report=lambda line: None),
+    "int4": lambda: quantize(make_tables((7, 300, 9), (), 4, 0.25), 4, report=lambda line: None),
+    "quotient-remainder": rival("quotient-remainder"),
+    "mixed-dimension": rival("mixed-dimension"),
+    "hashed": rival("hashed"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("f", "wrong"), [(0, -1), (1, -1), (1, 300), (0, 7), (2, 9), (2, 2**31 - 1), (1, -(2**31))])
+def test_an_id_outside_of_its_table_is_named(kind, f, wrong):
+    """Once: id n of a feature read the next one's first row, -1 the last of the one before, and nothing was said."""
+    if kind == "hashed" and wrong > 0:
+        return  # every number has a row there
+    tables, ids = KINDS[kind](), torch.zeros(5, 3, dtype=torch.int32)
+    assert tables(ids).shape == (5, 3, 4)
+    ids[3, f] = wrong
+    with pytest.raises(IndexError, match=f"feature {f} of 3: id {wrong}; expected 0 to"):
+        tables(ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(5, 1), (5,), (5, 4), (1, 5, 3)])
+def test_ids_of_another_shape_are_refused(kind, shape):
+    """Once: (B, 1) ids counted for all features."""
+    with pytest.raises(ValueError, match=r"ids of shape .*; expected \(B, 3\), an id a feature"):
+        KINDS[kind]()(torch.zeros(shape, dtype=torch.int64))
