@@ -140,3 +140,9 @@ def zero_cost(curves: Sequence[Curve], single: Curve, measure: str) -> list[tupl
                     if gain.mean > 0:
                         found.append((curve, d, wide, gain))
     return found
+
+
+def spread(values: Sequence[float]) -> str:
+    """mean ± sample standard deviation; without the latter for a single value."""
+    mean = f"{statistics.fmean(values):.4f}"
+    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean

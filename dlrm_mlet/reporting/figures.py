@@ -1,5 +1,6 @@
 """Curves and measurements -> figures, as PNG and SVG, the same bytes each time."""
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -245,6 +246,29 @@ def over_table_rate(trials: Mapping[str, Sequence[Row]], paper: float, path: Pat
             ax.set_ylabel("validation AUC")
             ax.set_title(f"{name}, the MLPs at {rows[0].tuned['learning_rate']}", fontsize=10)
             ax.legend(frameon=False, fontsize=9, loc="lower right" if name == "SGD" else "lower left")
+
+
+def over_rate(scores: Mapping[str, Mapping[float, Sequence[float]]], measure: str, path: Path) -> None:
+    """Scores of several models against the tables' learning rate; what diverged isn't drawn, the best is ringed."""
+    with _figure(path, 1, f"{measure} by the tables' learning rate: seeds, mean ± standard deviation") as (ax,):
+        for i, (name, rates) in enumerate(scores.items()):
+            whole = {rate: found for rate, found in rates.items() if all(map(math.isfinite, found))}
+            look: dict[str, Any] = _look(i, len(scores)) | {"linestyle": "--" if i == 0 else "-"}
+            beside = [rate * 2 ** (0.06 * i) for rate in whole]  # so that error bars don't hide one another
+            means = [statistics.fmean(found) for found in whole.values()]
+            bars = [statistics.stdev(found) if len(found) > 1 else 0.0 for found in whole.values()]
+            ax.errorbar(beside, means, yerr=bars, capsize=3, label=name, **look)
+            for place, found in zip(beside, whole.values(), strict=True):
+                ax.plot([place] * len(found), found, ".", markersize=3, alpha=0.6, color=look["color"])
+            if means:
+                best = means.index(max(means))
+                ax.plot(beside[best], means[best], "o", markersize=14, fillstyle="none", color=look["color"])
+        ticks = sorted({rate for rates in scores.values() for rate in rates})
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_xlabel("learning rate of the tables")
+        ax.set_ylabel(measure)
+        ax.legend(frameon=False)
 
 
 def steps(result: Mapping[str, Any], path: Path) -> None:

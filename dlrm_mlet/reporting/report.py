@@ -17,6 +17,7 @@ from dlrm_mlet.reporting.curves import (
     make_curves,
     model_name,
     shrink_factors,
+    spread,
     zero_cost,
 )
 from dlrm_mlet.reporting.results import Row, Spectrum, Third
@@ -296,9 +297,3 @@ def _frequency_table(thirds: Sequence[Third]) -> list[str]:
             cells = [model_name(key[0], key[1]), key[2], key[3], f"{first.rows:,}", first.at_most, auc, loss]
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
-
-
-def spread(values: Sequence[float]) -> str:
-    """mean ± sample standard deviation; without the latter for a single value."""
-    mean = f"{statistics.fmean(values):.4f}"
-    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean

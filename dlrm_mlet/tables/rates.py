@@ -1,0 +1,31 @@
+"""A model -> its parameters in two groups for an optimizer, so that tables have a learning rate of their own."""
+
+from typing import Any
+
+from torch import nn
+
+from dlrm_mlet.tables.stacked import Tables
+from dlrm_mlet.tables.surgery import named
+
+TABLES = (nn.Embedding, nn.EmbeddingBag, Tables)
+"""MLET's drop-ins are among them, by descent."""
+
+
+def parameter_groups(
+    model: nn.Module, *, learning_rate: float, table_learning_rate: float, **settings: Any
+) -> list[dict[str, Any]]:
+    """The parameters of a model as any of torch's optimizers takes them: its tables in one group, the rest in another.
+
+    Tables are all nn.Embedding and nn.EmbeddingBag, and MLET's with their projections, converted or not; a weight that
+    is another layer's too is a table's. Each parameter is there once, frozen ones aren't. `settings` are those of both
+    groups. Why tables want a rate of their own: a loss is a mean over a batch of B rows, so that an id that occurs once
+    moves its row by 1/B of its gradient, and an MLP by the mean of all. Raises ValueError where there is no table that
+    is trained.
+    """
+    of_tables = {parameter: None for table in named(model, TABLES) for parameter in table.parameters()}
+    tables = [parameter for parameter in of_tables if parameter.requires_grad]
+    rest = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in of_tables]
+    if not tables:
+        raise ValueError("the model has no nn.Embedding, nn.EmbeddingBag or table of MLET's that is trained")
+    groups = [{"params": tables, "lr": table_learning_rate}, {"params": rest, "lr": learning_rate}]
+    return [group | settings for group in groups if group["params"]]
