@@ -1,8 +1,9 @@
 """A library's model shrunk: torch-rechub's DCN on flights, the tables' learning rate searched, then int8 and ONNX.
 
     make preprocess && python scripts/shrink_dcn.py          # pip install torch-rechub first
+    python scripts/shrink_dcn.py --optimizer adam --learning-rate 0.002 --out results/flights/dcn-adam
 
-One pass over the training rows with Adagrad. As docs/mlet-or-a-rate.md advises, plain tables and MLET's each have their
+One pass over the training rows. As docs/mlet-or-a-rate.md advises, plain tables and MLET's each have their
 own best rate, found on validation; the better side is trained once more, packed and exported.
 """
 
@@ -21,6 +22,7 @@ from dlrm_mlet.serving.export import check, export, open_session
 from dlrm_mlet.training import metrics
 
 BATCH = 512
+OPTIMIZERS = {"adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 QUIET = {"report": lambda line: None}
 
 
@@ -38,10 +40,8 @@ def inputs(data: Columns, batch: Batch) -> dict[str, torch.Tensor]:
     return dict(zip(names, (*batch.sparse.unbind(1), *batch.dense.unbind(1)), strict=True))
 
 
-def train(model: nn.Module, data: Columns, rate: float, table_rate: float, seed: int) -> None:
+def train(model: nn.Module, data: Columns, optimizer: torch.optim.Optimizer, seed: int) -> None:
     """One pass, the batches in the seed's order."""
-    groups = parameter_groups(model, learning_rate=rate, table_learning_rate=table_rate)
-    optimizer = torch.optim.Adagrad(groups)
     for batch in data.shuffled("train", BATCH, torch.Generator().manual_seed(seed)):
         loss = nn.functional.binary_cross_entropy(model(inputs(data, batch)), batch.label)
         optimizer.zero_grad()
@@ -67,16 +67,22 @@ def main() -> None:
     """Search, train, shrink, export."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/flights"))
-    parser.add_argument("--out", type=Path, default=Path("results/flights/dcn"), help="directory of the search")
+    parser.add_argument("--out", type=Path, default=Path("results/flights/dcn-adagrad"))
     parser.add_argument("--onnx", type=Path, default=Path("dcn.onnx"))
     parser.add_argument("--embedding-dim", type=int, default=4)
     parser.add_argument("--inner-dim", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=0.01, help="of all but the tables")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adagrad")
     options = parser.parse_args()
     data, d = columns.load(options.data), options.embedding_dim
+
+    def train_at(model: nn.Module, table_rate: float, seed: int) -> None:
+        groups = parameter_groups(model, learning_rate=options.learning_rate, table_learning_rate=table_rate)
+        train(model, data, OPTIMIZERS[options.optimizer](groups), seed)
+
     found = find_table_learning_rate(
         lambda: dcn(data, d),
-        lambda model, rate, seed: train(model, data, options.learning_rate, rate, seed),
+        train_at,
         lambda model: validation_auc(model, data),
         options.out,
         start=options.learning_rate,
@@ -88,7 +94,7 @@ def main() -> None:
     model = dcn(data, d)
     if name == mlet:
         convert(model, options.inner_dim, min_rows=100, **QUIET)
-    train(model, data, options.learning_rate, found.best(name), 0)
+    train_at(model, found.best(name), 0)
     say(f"{name} at {found.best(name):g}", model, data)
     if name == mlet:
         say("collapsed", collapse(model, **QUIET), data)

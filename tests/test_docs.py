@@ -22,18 +22,25 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 
 
-def test_the_page_of_ones_own_model_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+@pytest.mark.filterwarnings("ignore:W2 of .* was never trained")
+@pytest.mark.parametrize(
+    ("page", "count", "left"),
+    [
+        ("shrink-your-own-model.md", 9, {"model.onnx", "model-int8.onnx", "small.pt"}),
+        ("mlet-or-a-rate.md", 2, {"rates"}),
+    ],
+)
+def test_a_page_of_python_runs_from_top_to_bottom(page, count, left, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    text = (DOCS / "shrink-your-own-model.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```\n+((?:    [^\n]+\n)*)", text, re.S)
-    assert len(blocks) == 6
+    blocks = re.findall(r"```python\n(.*?)```\n+((?:    [^\n]+\n)*)", (DOCS / page).read_text(), re.S)
+    assert len(blocks) == count
     scope = {"__name__": "page"}
     for code, shown in blocks:
         capsys.readouterr()
-        exec(compile(code, "shrink-your-own-model.md", "exec"), scope)
+        exec(compile(code, page, "exec"), scope)
         if shown:
             assert capsys.readouterr().out == re.sub("^    ", "", shown, flags=re.M)
-    assert {"model.onnx", "model-int8.onnx"} == {file.name for file in tmp_path.iterdir()}
+    assert left == {file.name for file in tmp_path.iterdir()}
 
 
 def test_the_pages_of_keys_are_what_the_code_says(monkeypatch):

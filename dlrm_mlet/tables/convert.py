@@ -45,7 +45,7 @@ def convert(
     Raises ValueError, and changes nothing, where a pattern matches no table, where there is no table to convert, or
     where the model is wrapped already (DistributedDataParallel and its like).
     """
-    refuse_wrapped(model, "convert")
+    refuse_wrapped(model, "convert first, and then the wrapper")
     dims = dict(inner_dim) if isinstance(inner_dim, Mapping) else {"*": inner_dim}
     patterns = [only] if isinstance(only, str) else list(only)
     tables = {table: names for table, names in named(model, Table).items() if not _is_ours(table)}
@@ -82,7 +82,8 @@ def collapse(model: M, *, inplace: bool = True, report: Callable[[str], object] 
     where there is nothing to collapse, where a table is more than its class (normalized, pruned, derived), or where the
     model is wrapped (DistributedDataParallel, AveragedModel and their like).
     """
-    refuse_wrapped(model, "collapse")
+    whole = "the model inside it, with inplace=False or when the wrapper is gone"
+    refuse_wrapped(model, whole, around=inplace)
     if any(isinstance(module, AveragedModel) for module in model.modules()):
         raise ValueError(
             "the model is in AveragedModel: the product of an averaged W1 and an averaged W2 isn't the average of W; "

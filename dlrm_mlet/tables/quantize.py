@@ -282,7 +282,7 @@ def quantize(
     once, to all rows. Raises ValueError, and changes nothing, where MLET's tables aren't collapsed yet, where there is
     no table to quantize, or where a row can't be scaled.
     """
-    refuse_wrapped(model, "quantize")
+    refuse_wrapped(model, "a copy of the model inside it")
     for kind, what in ((TRAINED, "isn't collapsed; expected dlrm_mlet.collapse(model) first"), (Rows, "is quantized")):
         if found := named(model, kind):
             raise ValueError(f"{next(iter(found.values()))[0]}: {what}")

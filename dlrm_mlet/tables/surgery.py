@@ -96,14 +96,13 @@ def _is_distributed(tensor: Tensor) -> bool:
     return any(kind.__name__ == "DTensor" for kind in (*type(tensor).__mro__, *type(tensor.data).__mro__))
 
 
-def refuse_wrapped(model: nn.Module, verb: str) -> None:
-    """Raise ValueError where something keeps the model's parameters in ways of its own, around it or within."""
-    wrapped = next((module for module in _around(model) if _wraps(module)), None)
+def refuse_wrapped(model: nn.Module, expected: str, around: bool = True) -> None:
+    """Raise ValueError where something keeps the model's parameters in ways of its own, within it or around it."""
+    outside = _around(model) if around else ()
+    wrapped = next((module for module in (*model.modules(), *outside) if _wraps(module)), None)
     if wrapped is not None:
-        raise ValueError(
-            f"the model is in {type(wrapped).__name__}, which keeps the parameters that it had; expected {verb} first, "
-            "and then the wrapper"
-        )
+        name = type(wrapped).__name__
+        raise ValueError(f"the model is in {name}, which keeps the parameters that it had; expected {expected}")
 
 
 def _wraps(module: nn.Module) -> bool:
@@ -111,8 +110,7 @@ def _wraps(module: nn.Module) -> bool:
 
 
 def _around(model: nn.Module) -> Iterator[nn.Module]:
-    """All modules within, and in a process of several those around it, which it doesn't know."""
-    yield from model.modules()
+    """In a process of several the wrappers around it, which it doesn't know."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for other in gc.get_objects():
             if issubclass(type(other), nn.Module) and _wraps(other) and any(part is model for part in other.modules()):

@@ -392,15 +392,27 @@ def group(tmp_path):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("verb", [lambda m: convert(m, K), collapse, quantize])
-def test_a_wrapped_model_is_refused_from_outside_and_inside(group, verb):
+@pytest.mark.parametrize(
+    ("verb", "expected"),
+    [
+        (lambda m: convert(m, K), "convert first, and then the wrapper"),
+        (collapse, "the model inside it, with inplace=False or when the wrapper is gone"),
+        (quantize, "a copy of the model inside it"),
+    ],
+)
+def test_a_wrapped_model_is_refused_from_outside_and_inside(group, verb, expected):
     """Once: ranks drifted apart, each with its own new parameters that nobody reduces."""
     model = nn.Sequential(nn.Embedding(N, D))
     model = convert(model, K, **QUIET) if verb is collapse else model
     wrapped = nn.parallel.DistributedDataParallel(model)
     for given in (wrapped, wrapped.module, nn.Sequential(wrapped), model[0]):
-        with pytest.raises(ValueError, match=r"in DistributedDataParallel.*; expected .* first, and then the wrapper"):
+        with pytest.raises(ValueError, match=f"in DistributedDataParallel.*; expected {expected}"):
             verb(given)
+    if verb is collapse:
+        assert type(collapse(wrapped.module, inplace=False)[0]) is nn.Embedding
+        wrapped = given = None
+        with pytest.warns(UserWarning, match="never trained"):
+            assert type(collapse(model, **QUIET)[0]) is nn.Embedding
 
 
 def test_a_sharded_model_is_refused(group):
