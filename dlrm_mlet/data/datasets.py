@@ -1,9 +1,11 @@
 """What each data set is, as data: its columns, their transforms, how its rows are split, which counts to expect."""
 
+import codecs
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from dlrm_mlet.data.raw import Format
 from dlrm_mlet.toml import ConfigError, build, read_toml
 
 Transform = Literal["log1p", "identity", "hour_of_day", "unix_hour"]
@@ -32,6 +34,14 @@ class Dataset:
     """Of a dense column, where it isn't log1p: log(1 + max(x, 0))."""
     columns: tuple[str, ...] = ()
     """All columns in order, of delimited text that has no header."""
+    separator: str | None = None
+    """Of delimited text, where it isn't the ending's: a comma of .csv, a tab of .tsv and .txt."""
+    encoding: str = "utf-8"
+    """Of delimited text: latin-1, utf-16 and whatever else Python knows."""
+    quoted: bool = True
+    """Whether fields of delimited text may be in double quotes; false where quotes are characters like others."""
+    null_values: tuple[str, ...] = ("NaN", "nan")
+    """Texts that mean a missing value, besides an empty field, a null, and a number that is NaN."""
     hexadecimal: tuple[str, ...] = ()
     """Categorical columns in which all values have 8 hexadecimal digits, and anything else is an error."""
     lost_rows: bool = False
@@ -54,12 +64,23 @@ class Dataset:
             raise ConfigError(
                 f"columns: {', '.join(unknown)} not among them; expected all columns of the file in order"
             )
+        if self.separator is not None and (len(self.separator) != 1 or self.separator in '"\n\r'):
+            raise ConfigError(f"separator = {self.separator!r}: expected one character, no quote and no line end")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise ConfigError(f"encoding = {self.encoding!r}: expected one that Python knows, as latin-1") from None
         strangers = sorted(set(self.hexadecimal) - set(self.categorical))
         if strangers:
             raise ConfigError(f"hexadecimal: {strangers[0]} is not a categorical column")
         strangers = sorted(set(self.transform) - set(self.dense))
         if strangers:
             raise ConfigError(f"transform.{strangers[0]}: not a dense column; expected one of {', '.join(self.dense)}")
+
+    @property
+    def format(self) -> Format:
+        """How its files are written."""
+        return Format(self.separator, self.encoding.lower(), self.quoted, self.null_values, self.columns)
 
 
 FLIGHTS = Dataset(
@@ -100,6 +121,7 @@ CRITEO_KAGGLE = Dataset(
     categorical=_CRITEO_SPARSE,
     split="days",
     columns=("label", *_CRITEO_DENSE, *_CRITEO_SPARSE),
+    null_values=(),
     hexadecimal=_CRITEO_SPARSE,
     rows=45_840_617,
     table_rows=(
@@ -118,6 +140,7 @@ AVAZU = Dataset(
         "C19", "C20", "C21",
     ),
     transform={"hour": "hour_of_day"},
+    null_values=(),
     hexadecimal=(
         "site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category", "device_id", "device_ip",
         "device_model",

@@ -47,7 +47,7 @@ def preprocess(dataset: Dataset, out: Path, raw: Path | None = None) -> Schema:
     source: dict[str, str | int]
     with replacing_directory(out) as directory:
         if raw is not None:
-            reader = open_raw(raw, columns, dataset.dense, dataset.hexadecimal, dataset.columns)
+            reader = open_raw(raw, columns, dataset.dense, dataset.hexadecimal, dataset.format)
             source = reader.description  # complete once all blocks are read
             blocks, where = reader.blocks(), reader.where
         elif bundled := BUNDLED.get(dataset.name):

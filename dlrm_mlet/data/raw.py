@@ -1,5 +1,7 @@
-"""A raw file, delimited text (also .gz or .zip) or Parquet -> tables of text of bounded size, each row checked."""
+"""Raw files, delimited text (also .gz or .zip) or Parquet -> tables of text of bounded size, each row checked."""
 
+import bisect
+import codecs
 import csv
 import gzip
 import hashlib
@@ -8,11 +10,11 @@ import queue
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,8 +26,26 @@ with needs("data"):
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 COMPRESSED = (".gz", ".zip")
 BLOCK_BYTES = 16 << 20
+LONGEST_ROW = 64 << 20
+"""Bytes within which a row has an end, a quoted one too."""
 PARQUET_ROWS = 1 << 18
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a file is written; see Dataset for the keys."""
+
+    separator: str | None = None
+    encoding: str = "utf-8"
+    quoted: bool = True
+    null_values: tuple[str, ...] = ()
+    header: tuple[str, ...] = ()
+    """Of text that has no header line, the names of its fields."""
+
+    def separator_of(self, path: Path) -> str:
+        """The one that is said, else that of the file's ending."""
+        return self.separator or SEPARATORS.get(_suffix(path), "\t")
 
 
 class RawError(ValueError):
@@ -66,57 +86,117 @@ def open_raw(
     columns: tuple[str, ...],
     numbers: tuple[str, ...] = (),
     hexadecimal: tuple[str, ...] = (),
-    header: tuple[str, ...] = (),
+    format: Format = Format(),
 ) -> Reader:
-    """A reader of `columns` of the file, by its ending.
+    """A reader of `columns` of the file, by its ending; of a directory, of all its files in the order of their names.
 
-    Those of `numbers` and `hexadecimal` (8 lowercase digits) come parsed where they parse. `header` names the fields of
-    text that has no header line.
+    Those of `numbers` and `hexadecimal` (8 lowercase digits) come parsed where they parse.
 
     Raises RawError where the file or a column is missing.
     """
+    if path.is_dir():
+        # as Spark and Hive write them: what begins with a dot or an underscore is no part
+        files = sorted(file for file in path.iterdir() if file.name[0] not in "._")
+        if not files or any(file.is_dir() for file in files):
+            raise RawError(f"{path}: expected a directory of files, and of nothing else")
+        return Parts(path, [open_raw(file, columns, numbers, hexadecimal, format) for file in files])
     if not path.is_file():
         raise RawError(f"{path}: no such file; expected a raw file to read")
-    if path.suffix == ".parquet":
-        return ParquetReader(path, columns, numbers)
-    suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
-    if suffix in SEPARATORS or (header and not suffix):
-        return DelimitedReader(path, columns, numbers, hexadecimal, SEPARATORS.get(suffix, "\t"), header)
+    suffix = _suffix(path)
+    if suffix == ".parquet":
+        return ParquetReader(path, columns, numbers, format)
+    if suffix in SEPARATORS or format.separator or (format.header and not suffix):
+        return DelimitedReader(path, columns, numbers, hexadecimal, format)
     endings = ", ".join((".parquet", *SEPARATORS))
     raise RawError(f"{path}: unknown ending {suffix!r}; expected {endings}, the last three also with .gz or .zip")
 
 
-def fields_of_first_line(path: Path) -> int:
-    """How many fields the first line of delimited text has, by its ending or tabs."""
-    suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+def fields_of_first_line(path: Path, format: Format) -> int:
+    """How many fields the first line of delimited text has."""
     with path.open("rb") as file, _decompressed(file, path) as text:
-        return text.readline().decode("utf-8", "replace").count(SEPARATORS.get(suffix, "\t")) + 1
+        return text.readline().decode(format.encoding, "replace").count(format.separator_of(path)) + 1
+
+
+def _suffix(path: Path) -> str:
+    """The ending that says what the text is, in small letters; of `clicks.CSV.gz` it is .csv."""
+    last = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if last in COMPRESSED else last
+
+
+class Parts:
+    """Several files, one after another."""
+
+    def __init__(self, path: Path, readers: list[Reader]):
+        self.path, self.readers = path, readers
+        self.description: dict[str, str | int] = {}
+        self._first_rows: list[int] = []
+
+    def blocks(self) -> Iterator[Block]:
+        """See Reader."""
+        row, whole = 0, hashlib.sha256()
+        for i, reader in enumerate(self.readers):
+            self._first_rows.append(row)
+            height = 0
+            for block in reader.blocks():
+                height = block.first_row + block.table.height
+                yield Block(block.table, row + block.first_row, (i + block.read) / len(self.readers))
+            row += height
+            whole.update(str(reader.description["sha256"]).encode())
+        size = sum(int(reader.description["bytes"]) for reader in self.readers)
+        self.description |= {"name": self.path.name, "bytes": size, "sha256": whole.hexdigest()}
+
+    def where(self, row: int) -> str:
+        """See Reader."""
+        i = bisect.bisect_right(self._first_rows, row) - 1
+        return self.readers[i].where(row - self._first_rows[i])
 
 
 class ParquetReader:
-    """Rows of a Parquet file; numbers stay numbers where they are asked for, all other values become text."""
+    """Rows of a Parquet file; numbers stay numbers where they are asked for, all other values become text.
 
-    def __init__(self, path: Path, columns: tuple[str, ...], numbers: tuple[str, ...]):
-        self.path, self.columns, self.numbers = path, columns, numbers
+    A typed value is what it is: 5 of integers and 5.0 of floats, True and 1, are the same text.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...], numbers: tuple[str, ...], format: Format):
+        self.path, self.columns, self.numbers, self.format = path, columns, numbers, format
         try:
             self.schema = pl.read_parquet_schema(path)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise RawError(f"{path}: not a Parquet file: {error}") from None
         check_columns(path, list(self.schema), columns)
+        for name in columns:
+            if self.schema[name].is_nested() or self.schema[name] in (pl.Binary, pl.Object):
+                raise RawError(f"{path}: column {name!r} is of {self.schema[name]}; expected single values")
         self.description: dict[str, str | int] = {"name": path.name, "bytes": path.stat().st_size}
 
     def blocks(self) -> Iterator[Block]:
         """See Reader."""
-        row, lazy = 0, pl.scan_parquet(self.path).select(self.columns)
-        rows = lazy.select(pl.len()).collect().item()
-        # a Boolean is 0 or 1 here, as in the delimited files
-        lazy = lazy.with_columns(pl.selectors.boolean().cast(pl.Int8))
-        numeric = [name for name in self.numbers if self.schema[name].is_numeric() or self.schema[name] == pl.Boolean]
-        lazy = lazy.with_columns(pl.col(numeric).cast(pl.Float64), pl.exclude(numeric).cast(pl.String))
-        while (table := lazy.slice(row, PARQUET_ROWS).collect()).height:
-            yield Block(table, row, (row + table.height) / rows)
-            row += table.height
+        row, lazy = 0, pl.scan_parquet(self.path, glob=False).select(self.columns)
+        lazy = lazy.with_columns(self._read(name) for name in self.columns)
+        try:
+            rows = pl.scan_parquet(self.path, glob=False).select(pl.len()).collect().item()
+            while (table := lazy.slice(row, PARQUET_ROWS).collect()).height:
+                yield Block(table, row, (row + table.height) / rows)
+                row += table.height
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+            raise RawError(f"{self.where(row)}, or after it: damaged ({_first_line(error)})") from None
         self.description["sha256"] = _sha256(self.path)
+
+    def _read(self, name: str) -> pl.Expr:
+        column, kind = pl.col(name), self.schema[name]
+        if kind == pl.Boolean:
+            column, kind = column.cast(pl.Int8), pl.Int8()
+        if kind.is_float():
+            column = column.fill_nan(None)
+        if name in self.numbers and kind.is_numeric():
+            return column.cast(pl.Float64)
+        if kind.is_float() or kind.is_decimal():
+            number = column.cast(pl.Float64)
+            whole = (number == number.floor()) & (number.abs() < 2**53)
+            integer = number.cast(pl.Int64, strict=False).cast(pl.String)
+            return pl.when(whole).then(integer).otherwise(column.cast(pl.String)).alias(name)
+        text, nulls = column.cast(pl.String), self.format.null_values
+        return pl.when(text.is_in(nulls)).then(None).otherwise(text).alias(name) if nulls else text
 
     def where(self, row: int) -> str:
         """See Reader."""
@@ -136,27 +216,33 @@ class DelimitedReader:
         columns: tuple[str, ...],
         numbers: tuple[str, ...],
         hexadecimal: tuple[str, ...],
-        separator: str,
-        header: tuple[str, ...],
+        format: Format,
     ):
-        self.path, self.columns, self.separator = path, columns, separator
-        self.numbers, self.hexadecimal = numbers, hexadecimal
-        self.has_header = not header
+        self.path, self.columns, self.separator = path, columns, format.separator_of(path)
+        self.numbers, self.hexadecimal, self.format = numbers, hexadecimal, format
+        self.has_header = not format.header
+        self.quotes = self.has_header and format.quoted
         self.description: dict[str, str | int] = {}
-        self.header = list(header) or self._read_header()
-        check_columns(path, self.header, columns)
+        self.header: list[str] = list(format.header) or self._read_header()
+        check_columns(path, self.header, columns, self.separator)
+        # a column nobody asked for may have any name, or none
+        self.places = [self.header.index(name) for name in columns]
 
     def _read_header(self) -> list[str]:
         with self._text() as text:
-            header = next(csv.reader(text, delimiter=self.separator), [])
+            header: list[str] = next(self._csv(text), [])
         if not header:
             raise RawError(f"{self.path}: empty file; expected a header that names the columns")
         return header
 
+    def _csv(self, text: io.TextIOWrapper) -> Any:
+        return csv.reader(text, delimiter=self.separator, quoting=csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE)
+
     @contextmanager
     def _text(self) -> Iterator[io.TextIOWrapper]:
+        encoding = "utf-8-sig" if self.format.encoding == "utf-8" else self.format.encoding
         with self.path.open("rb") as file, _decompressed(file, self.path) as text:
-            yield io.TextIOWrapper(text, "utf-8", "replace", newline="")
+            yield io.TextIOWrapper(text, encoding, "replace", newline="")
 
     def blocks(self) -> Iterator[Block]:
         """See Reader."""
@@ -168,11 +254,18 @@ class DelimitedReader:
                     raise RawError(f"{self.where(row)}: the last line has no end; the file may have been cut there")
                 text += b"\n"
             end = self._last_row_end(text)
-            if not end and text and not chunk:
-                raise RawError(f"{self.where(row)}: a quote that opens here is never closed")
+            if not end and text and (not chunk or len(text) > LONGEST_ROW):
+                self._refuse_stray_quote(text, row - header_to_skip)
+                within = "" if not chunk else f" within {LONGEST_ROW >> 20} MiB"
+                if b"\n" not in text:
+                    raise RawError(
+                        f"{self.where(row)}: a line that doesn't end{within}; expected LF or CR LF line ends"
+                    )
+                raise RawError(f"{self.where(row)}: a quote that opens here is never closed{within}")
             remainder = text[end:]
             if end:
-                table = self._parse(text[:end], header_to_skip, row)
+                begin = self._first_row_end(text) if header_to_skip else 0
+                table = self._parse(text[begin:end], row)
                 header_to_skip = False
                 if table.height:
                     yield Block(table, row, read)
@@ -181,16 +274,33 @@ class DelimitedReader:
     def _chunks(self) -> Iterator[tuple[bytes, float]]:
         """The file's bytes and how much of it is read with them; the last are none. Then describes the file."""
         digest, size = hashlib.sha256(), 0
+        decode = None if self.format.encoding == "utf-8" else codecs.getincrementaldecoder(self.format.encoding)()
         with self.path.open("rb") as file, _decompressed(file, self.path) as text:
             while chunk := text.read(BLOCK_BYTES):
                 digest.update(chunk)
+                if not size:
+                    self._refuse_utf_16(chunk)
+                    chunk = chunk.removeprefix(codecs.BOM_UTF8)
                 size += len(chunk)
-                yield chunk, file.tell() / self.path.stat().st_size
+                if decode is not None:
+                    chunk = self._decoded(decode, chunk).encode()
+                if chunk:
+                    yield chunk, file.tell() / self.path.stat().st_size
         self.description |= {"name": self.path.name, "bytes": size, "sha256": digest.hexdigest()}
         yield b"", 1.0
 
+    def _refuse_utf_16(self, chunk: bytes) -> None:
+        if self.format.encoding == "utf-8" and chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise RawError(f'{self.path}: is UTF-16, as Excel\'s Unicode text is; expected encoding = "utf-16"')
+
+    def _decoded(self, decoder: codecs.IncrementalDecoder, chunk: bytes) -> str:
+        try:
+            return decoder.decode(chunk)
+        except UnicodeDecodeError as error:
+            raise RawError(f"{self.path}: isn't {self.format.encoding}: {error.reason}") from None
+
     def _quoted(self, text: bytes) -> bool:
-        return self.has_header and b'"' in text
+        return self.quotes and b'"' in text
 
     def _last_row_end(self, text: bytes) -> int:
         """Bytes of the text that are whole rows."""
@@ -198,6 +308,9 @@ class DelimitedReader:
             ends, _ = self._rows(text)
             return int(ends[-1]) + 1 if ends.size else 0
         return text.rfind(b"\n") + 1
+
+    def _first_row_end(self, text: bytes) -> int:
+        return int(self._rows(text)[0][0]) + 1 if self._quoted(text) else text.index(b"\n") + 1
 
     def _rows(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Where each whole row of the text ends, and its number of fields; a quoted separator separates nothing."""
@@ -210,22 +323,26 @@ class DelimitedReader:
         ends = np.flatnonzero(is_end)
         return ends, np.diff(np.searchsorted(np.flatnonzero(is_separator), ends), prepend=0) + 1
 
-    def _parse(self, text: bytes, skip_header: bool, first_row: int) -> pl.DataFrame:
+    def _parse(self, text: bytes, first_row: int) -> pl.DataFrame:
         """Whole rows as a table. Raises RawError at the first one whose fields aren't the header's."""
         raw = np.frombuffer(text, np.uint8)
         rows, separators = np.count_nonzero(raw == ord("\n")), np.count_nonzero(raw == ord(self.separator))
         if self._quoted(text) or separators != rows * (len(self.header) - 1):
-            self._check_fields(text, skip_header, first_row)
+            self._check_fields(text, first_row)
         # else no row is short unless another is long, at which the parser fails
-        schema = {name: pl.Float64 if name in self.numbers else pl.String for name in self.header}
+        kinds = [pl.Float64 if name in self.numbers else pl.String for name in self.header]
         try:
-            return self._with_hexadecimal(self._read(text, skip_header, schema), text)
+            return self._with_hexadecimal(self._read(text, kinds), text)
         except pl.exceptions.PolarsError:
-            self._check_fields(text, skip_header, first_row)
+            self._check_fields(text, first_row)
         try:
-            return self._read(text, skip_header, dict.fromkeys(self.header, pl.String))  # a number that is none
+            return self._read(text, [pl.String] * len(self.header))  # a number that is none
         except pl.exceptions.PolarsError as error:
-            raise RawError(f"{self.where(first_row)}, or one of the {rows - 1} rows after it: {error}") from None
+            if (row := _first_undecodable(text)) is not None:
+                here = self.where(first_row + row)
+                raise RawError(f"{here}: isn't UTF-8; expected encoding = 'latin-1', or that of the file") from None
+            here = f"{self.where(first_row)}, or one of the {rows - 1} rows after it"
+            raise RawError(f"{here}: {_first_line(error)}") from None
 
     def _with_hexadecimal(self, table: pl.DataFrame, text: bytes) -> pl.DataFrame:
         """The hexadecimal columns as numbers, but for those in which a value isn't of 8 lowercase digits."""
@@ -241,30 +358,53 @@ class DelimitedReader:
         ]
         return parsed.with_columns(table.select(wrong)) if wrong else parsed
 
-    def _check_fields(self, text: bytes, skip_header: bool, first_row: int) -> None:
+    def _check_fields(self, text: bytes, first_row: int) -> None:
+        self._refuse_stray_quote(text, first_row)
         _, fields = self._rows(text)
-        wrong = np.flatnonzero(fields[int(skip_header) :] != len(self.header))
+        wrong = np.flatnonzero(fields != len(self.header))
         if wrong.size:
             row = int(wrong[0])
-            found = fields[int(skip_header) + row]
-            raise RawError(f"{self.where(first_row + row)}: {found} fields; expected {len(self.header)}")
+            raise RawError(f"{self.where(first_row + row)}: {fields[row]} fields; expected {len(self.header)}")
 
-    def _read(self, text: bytes, skip_header: bool, schema: Mapping[str, type[pl.DataType]]) -> pl.DataFrame:
-        return pl.read_csv(
+    def _refuse_stray_quote(self, text: bytes, first_row: int) -> None:
+        """Raise RawError at a quote that neither opens nor closes a field, nor is one of two within one."""
+        if not self._quoted(text):
+            return
+        raw = np.frombuffer(text, np.uint8)
+        quotes = np.flatnonzero(raw == ord('"'))
+        around = np.concatenate(([ord("\n")], raw, [ord("\n")]))  # before byte i lies the i-th, after it the i + 2nd
+        beside = np.zeros(256, bool)
+        beside[[ord(self.separator), ord("\n"), ord("\r"), ord('"')]] = True
+        opens = np.arange(quotes.size) % 2 == 0
+        stray = np.where(opens, ~beside[around[quotes]], ~beside[around[quotes + 2]])
+        if stray.any():
+            row = text.count(b"\n", 0, int(quotes[stray][0]))
+            raise RawError(
+                f"{self.where(first_row + row)}: a quote within a field; expected all of it in quotes and its own "
+                "quotes doubled, or quoted = false where quotes are characters like others"
+            )
+
+    def _read(self, text: bytes, kinds: list[Any]) -> pl.DataFrame:
+        if not text:
+            return pl.DataFrame(schema=dict.fromkeys(self.columns, pl.String))
+        table = pl.read_csv(
             text,
-            has_header=skip_header,
-            schema=schema,
-            columns=[self.header.index(name) for name in self.columns],
+            has_header=False,
+            schema={str(i): kind for i, kind in enumerate(kinds)},
+            columns=self.places,
             separator=self.separator,
-            quote_char='"' if self.has_header else None,
-        ).select(self.columns)
+            quote_char='"' if self.quotes else None,
+            null_values=list(self.format.null_values) or None,
+        )
+        named = zip(self.places, self.columns, strict=True)
+        return table.select(pl.col(str(place)).alias(name) for place, name in named)
 
     def where(self, row: int) -> str:
         """See Reader; counts lines as a text editor does, also where a quoted value holds line ends."""
         if not self.has_header:
             return f"{self.path}:{row + 1}"
         with self._text() as text:
-            rows = csv.reader(text, delimiter=self.separator)
+            rows = self._csv(text)
             for _ in range(row + 1):  # the header is a row too
                 next(rows, None)
             return f"{self.path}:{rows.line_num + 1}"
@@ -274,12 +414,14 @@ class DelimitedReader:
 def _decompressed(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
     """The open file's text as bytes. A compressed stream that is damaged or cut raises RawError."""
     try:
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             with gzip.open(file) as text:
                 yield text  # type: ignore[misc]
-        elif path.suffix == ".zip":
+        elif path.suffix.lower() == ".zip":
             with zipfile.ZipFile(file) as archive:
-                names = [name for name in archive.namelist() if not name.endswith("/")]
+                # a Mac adds files of its own
+                names = [n for n in archive.namelist() if not n.endswith("/") and n.rpartition("/")[2][:1] != "."]
+                names = [name for name in names if not name.startswith("__MACOSX/")]
                 if len(names) != 1:
                     raise RawError(f"{path}: holds {len(names)} files; expected one")
                 with archive.open(names[0]) as text:
@@ -318,12 +460,27 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
         stopped.set()
 
 
-def check_columns(path: Path, found: list[str], columns: tuple[str, ...]) -> None:
+def check_columns(path: Path, found: list[str], columns: tuple[str, ...], separator: str = "") -> None:
     """Raises RawError unless each of `columns` is found once."""
     for column in columns:
         if found.count(column) != 1:
             often = "no" if column not in found else "more than one"
-            raise RawError(f"{path}:1: {often} column {column!r}; expected it once among {', '.join(found)}")
+            other = next((s for s in ",;\t|" if len(found) == 1 and s in found[0] and s != separator), None)
+            hint = "" if other is None else f"; is separator = {other!r} meant?"
+            raise RawError(f"{path}:1: {often} column {column!r}; expected it once among {', '.join(found)}{hint}")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _first_undecodable(text: bytes) -> int | None:
+    """The first line, from 0, that isn't UTF-8."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return text.count(b"\n", 0, error.start)
+    return None
 
 
 def _sha256(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -137,9 +137,8 @@ def _of_raw(
 
 
 def _open(source: Path, dataset: Dataset) -> Reader:
-    header = dataset.columns
-    if (
-        header and source.is_file() and fields_of_first_line(source) == len(header) - 1
-    ):  # what is to be predicted has no label
-        header = tuple(name for name in header if name != dataset.label)
-    return open_raw(source, (*dataset.dense, *dataset.categorical), dataset.dense, dataset.hexadecimal, header)
+    format = dataset.format
+    if format.header and source.is_file() and fields_of_first_line(source, format) == len(format.header) - 1:
+        # what is to be predicted has no label
+        format = replace(format, header=tuple(name for name in format.header if name != dataset.label))
+    return open_raw(source, (*dataset.dense, *dataset.categorical), dataset.dense, dataset.hexadecimal, format)
