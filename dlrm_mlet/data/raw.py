@@ -160,7 +160,8 @@ class ParquetReader:
     def __init__(self, path: Path, columns: tuple[str, ...], numbers: tuple[str, ...], format: Format):
         self.path, self.columns, self.numbers, self.format = path, columns, numbers, format
         try:
-            self.schema = pl.read_parquet_schema(path)
+            with path.open("rb") as file:  # a path could be taken for a pattern
+                self.schema = pl.read_parquet_schema(file)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise RawError(f"{path}: not a Parquet file: {error}") from None
         check_columns(path, list(self.schema), columns)
@@ -223,6 +224,7 @@ class DelimitedReader:
         self.has_header = not format.header
         self.quotes = self.has_header and format.quoted
         self.description: dict[str, str | int] = {}
+        self._refuse_utf_16()
         self.header: list[str] = list(format.header) or self._read_header()
         check_columns(path, self.header, columns, self.separator)
         # a column nobody asked for may have any name, or none
@@ -252,6 +254,8 @@ class DelimitedReader:
             if not chunk and text and not text.endswith(b"\n"):
                 if not self.has_header:
                     raise RawError(f"{self.where(row)}: the last line has no end; the file may have been cut there")
+                if b"\n" not in text and b"\r" in text:
+                    raise RawError(f"{self.path}: its lines end in CR alone; expected LF or CR LF")
                 text += b"\n"
             end = self._last_row_end(text)
             if not end and text and (not chunk or len(text) > LONGEST_ROW):
@@ -279,7 +283,6 @@ class DelimitedReader:
             while chunk := text.read(BLOCK_BYTES):
                 digest.update(chunk)
                 if not size:
-                    self._refuse_utf_16(chunk)
                     chunk = chunk.removeprefix(codecs.BOM_UTF8)
                 size += len(chunk)
                 if decode is not None:
@@ -289,7 +292,9 @@ class DelimitedReader:
         self.description |= {"name": self.path.name, "bytes": size, "sha256": digest.hexdigest()}
         yield b"", 1.0
 
-    def _refuse_utf_16(self, chunk: bytes) -> None:
+    def _refuse_utf_16(self) -> None:
+        with self.path.open("rb") as file, _decompressed(file, self.path) as text:
+            chunk = text.read(2)
         if self.format.encoding == "utf-8" and chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise RawError(f'{self.path}: is UTF-16, as Excel\'s Unicode text is; expected encoding = "utf-16"')
 

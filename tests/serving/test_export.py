@@ -448,3 +448,16 @@ def test_a_refusal_is_a_line_and_says_what_is_not_there(tmp_path, capfd):
 def test_a_file_says_nothing_of_where_it_was_made(tmp_path):
     path = export.export(Function(user), (IDS,), tmp_path / "m.onnx")
     assert b".py" not in path.read_bytes()
+
+
+def test_a_model_that_fails_on_one_row_itself_is_exported_for_the_others(tmp_path):
+    """Once: its own error, as if the export had failed."""
+
+    def way(model, ids):
+        return torch.stack((user(model, ids).sum(1, keepdim=True).squeeze(), ids.float()), dim=1)
+
+    model = Function(way)
+    with pytest.raises(IndexError):
+        model(IDS[:1])
+    path = export.export(model, (IDS,), tmp_path / "m.onnx")
+    check(open_session(path), model, (IDS[:5],))
