@@ -5,6 +5,7 @@ import copy
 import io
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -252,9 +253,9 @@ def _program(call: _Call, output_names: Sequence[str] | None) -> torch.onnx.ONNX
                 verbose=False,
                 opset_version=OPSET,
                 output_names=output_names,
-                dynamic_shapes=(shapes,),
+                dynamic_shapes=(shapes,) if shapes else None,
             )
-    except torch.onnx.errors.OnnxExporterError as error:
+    except Exception as error:  # of torch's exporter, of the model under it, of passes over the graph: none in common
         raise ExportError(
             f"torch can't export the model for batches of any size: {_line(error.__cause__ or error)}"
         ) from error
@@ -281,7 +282,8 @@ def _name_inputs(graph: Any, names: Sequence[str]) -> None:
 
 def _line(error: BaseException) -> str:
     """What an error says first; what comes of its cause is a page."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = re.sub(r"Load model from \S+ failed: ?", "", str(error))  # from a place that is gone
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 

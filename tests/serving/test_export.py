@@ -461,3 +461,10 @@ def test_a_model_that_fails_on_one_row_itself_is_exported_for_the_others(tmp_pat
         model(IDS[:1])
     path = export.export(model, (IDS,), tmp_path / "m.onnx")
     check(open_session(path), model, (IDS[:5],))
+
+
+def test_a_model_without_inputs_is_exported(tmp_path):
+    """As LightGCN's, which gives the vectors of all users and items."""
+    model = Function(lambda m: m.tables["user"].weight.softmax(1))
+    path = export.export(model, (), tmp_path / "m.onnx")
+    assert check(open_session(path), model, ()) < 1e-5
