@@ -43,6 +43,9 @@ class Schema:
     """SHA-256 of the values, in the order of their ids."""
     mismatches: tuple[str, ...]
     """What differs from the counts that are known of the whole data set."""
+    null_values: tuple[str, ...] = ()
+    integer: tuple[str, ...] = ()
+    """These two as in the data set: what predict has to read in the same way."""
 
     def as_dict(self) -> dict[str, Any]:
         """As in schema.json."""
@@ -50,8 +53,11 @@ class Schema:
 
     @property
     def fingerprint(self) -> str:
-        """12 hexadecimal digits that differ where the columns could."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        """12 hexadecimal digits that differ where the columns could; the name of the raw file is nothing to them."""
+        said = self.as_dict()
+        if "sha256" in self.source:
+            said["source"] = {key: value for key, value in self.source.items() if key != "name"}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Batch(NamedTuple):

@@ -20,7 +20,7 @@ class Dataset:
     name: str
     """Of the directory in data/, and in experiments."""
     label: str
-    """Column of 0 and 1."""
+    """Column of 0 and 1, also as 0.0 and 1.0, true and false, or -1 and 1."""
     dense: tuple[str, ...]
     """Columns of numbers; a missing one is 0."""
     categorical: tuple[str, ...]
@@ -42,6 +42,10 @@ class Dataset:
     """Whether fields of delimited text may be in double quotes; false where quotes are characters like others."""
     null_values: tuple[str, ...] = ("NaN", "nan")
     """Texts that mean a missing value, besides an empty field, a null, and a number that is NaN."""
+    positive: str | None = None
+    """The label's value that means 1, where it has two of other names; the other means 0."""
+    integer: tuple[str, ...] = ()
+    """Categorical columns of whole numbers, which are one value however they are written: 5, 5.0, 05."""
     hexadecimal: tuple[str, ...] = ()
     """Categorical columns in which all values have 8 hexadecimal digits, and anything else is an error."""
     lost_rows: bool = False
@@ -70,9 +74,11 @@ class Dataset:
             codecs.lookup(self.encoding)
         except LookupError:
             raise ConfigError(f"encoding = {self.encoding!r}: expected one that Python knows, as latin-1") from None
-        strangers = sorted(set(self.hexadecimal) - set(self.categorical))
-        if strangers:
-            raise ConfigError(f"hexadecimal: {strangers[0]} is not a categorical column")
+        for key, names in (("hexadecimal", self.hexadecimal), ("integer", self.integer)):
+            if strangers := sorted(set(names) - set(self.categorical)):
+                raise ConfigError(f"{key}: {strangers[0]} is not a categorical column")
+        if not self.name or self.name[0] == "." or set(self.name) & set("/\\:\0"):
+            raise ConfigError(f"name = {self.name!r}: expected a name that a directory can have, without / and \\")
         strangers = sorted(set(self.transform) - set(self.dense))
         if strangers:
             raise ConfigError(f"transform.{strangers[0]}: not a dense column; expected one of {', '.join(self.dense)}")
@@ -167,7 +173,10 @@ def load(name_or_path: str) -> Dataset:
     if not name_or_path.endswith(".toml"):
         raise ConfigError(f"data set {name_or_path!r}: expected one of {', '.join(BUILT_IN)}, or a .toml file")
     try:
-        return build(Dataset, read_toml(Path(name_or_path)))
+        dataset = build(Dataset, read_toml(Path(name_or_path)))
+        if dataset.name in BUILT_IN:
+            raise ConfigError(f"name = {dataset.name!r}: is a built-in data set's; expected another")
+        return dataset
     except ConfigError as error:
         message = str(error)
         raise ConfigError(message if message.startswith(name_or_path) else f"{name_or_path}: {message}") from None

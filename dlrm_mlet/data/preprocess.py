@@ -14,7 +14,7 @@ from dlrm_mlet.data import complete_journey, flights
 from dlrm_mlet.data.columns import SPLITS, Schema
 from dlrm_mlet.data.datasets import COMPLETE_JOURNEY, COMPLETE_JOURNEY_BY_TIME, FLIGHTS, Dataset
 from dlrm_mlet.data.raw import Block, RawError, ahead, open_raw
-from dlrm_mlet.data.vocabulary import Hexadecimals, Labels, Numbers, SpooledColumn, Texts
+from dlrm_mlet.data.vocabulary import Categories, Hexadecimals, Labels, Numbers, SpooledColumn, Texts
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing_directory, write_json
 
@@ -29,6 +29,8 @@ BUNDLED = {
 }
 """Where the rows of the data sets come from that are installed with this package."""
 COPY_ROWS = 1 << 14
+COPY_BYTES = 4 << 20
+"""Rows, or bytes where they are few, that are laid out at once."""
 LOADER_ROWS = 100_000
 
 
@@ -59,9 +61,12 @@ def preprocess(dataset: Dataset, out: Path, raw: Path | None = None) -> Schema:
             )
         else:
             raise RawError(f"data set {dataset.name!r} isn't bundled; expected the path of its raw file (--raw)")
-        label = Labels(dataset.label, directory)
+        label = Labels(dataset.label, directory, dataset.positive)
         dense = [Numbers(name, directory, dataset.transform.get(name, "log1p")) for name in dataset.dense]
-        sparse = [(Hexadecimals if c in dataset.hexadecimal else Texts)(c, directory) for c in dataset.categorical]
+        sparse: list[Categories] = [
+            Hexadecimals(c, directory) if c in dataset.hexadecimal else Texts(c, directory, c in dataset.integer)
+            for c in dataset.categorical
+        ]
         rows = _spool(dataset, blocks, where, [label, *dense, *sparse])
         if rows < 10:
             raise RawError(f"{raw}: {rows} rows; expected at least 10, to split them")
@@ -94,6 +99,8 @@ def preprocess(dataset: Dataset, out: Path, raw: Path | None = None) -> Schema:
             source=source,
             vocabulary=hashlib.sha256("".join(digests).encode()).hexdigest(),
             mismatches=mismatches(dataset, rows, table_rows),
+            null_values=dataset.null_values,
+            integer=dataset.integer,
         )
         write_json(directory / "schema.json", schema.as_dict())
     return schema
@@ -126,8 +133,6 @@ def _spool(
     """Append each block to its columns' files; returns the number of rows."""
     rows = 0
     with ExitStack() as stack:
-        for column in columns:
-            stack.enter_context(column.file)
         shown = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
         bar = stack.enter_context(tqdm(total=1.0, desc=f"reading {dataset.name}", bar_format=shown, disable=None))
         begin = time.perf_counter()
@@ -173,12 +178,12 @@ def _assemble(
         parts = [stack.enter_context(path.open("r+b")) for _ in firsts]
         for part, first in zip(parts, firsts, strict=True):
             part.seek(begin + int(first) * row_bytes)
-        files = [stack.enter_context(column.path.open("rb")) for column in columns]
-        for start in range(0, shape[0] if columns else 0, COPY_ROWS):
-            count = min(COPY_ROWS, shape[0] - start)
+        at_once = max(COPY_ROWS, COPY_BYTES // max(row_bytes, 1))
+        for start in range(0, shape[0] if columns else 0, at_once):
+            count = min(at_once, shape[0] - start)
             rows = np.empty((count, len(columns)), dtype)
-            for i, file in enumerate(files):
-                rows[:, i] = np.fromfile(file, dtype, count)
+            for i, column in enumerate(columns):
+                rows[:, i] = np.fromfile(column.path, dtype, count, offset=start * dtype.itemsize)
             if split_of_row is None:
                 rows.tofile(parts[0])
                 continue

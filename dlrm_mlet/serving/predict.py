@@ -93,7 +93,14 @@ def predict(
     else:
         schema = trained_on.schema
         dataset = dataset or BUILT_IN.get(schema.dataset)
-        dataset = dataset or Dataset(schema.dataset, schema.label, schema.dense, schema.categorical)
+        dataset = dataset or Dataset(
+            schema.dataset,
+            schema.label,
+            schema.dense,
+            schema.categorical,
+            null_values=schema.null_values,
+            integer=schema.integer,
+        )
         batches = _of_raw(_open(source, dataset), trained_on, load_all(data / "vocabulary", trained_on), unseen)
     rows = 0
     with replacing(out) as partial, partial.open("wb") as file, tqdm(unit=" rows", disable=None) as bar:

@@ -111,7 +111,7 @@ def written(tmp_path, name: str, data: bytes) -> Path:
         ("latin.csv", "a,b\n1,ü\n2,x y\n".encode("latin-1"), Format(encoding="latin-1")),
         ("excel.txt", "a\tb\r\n1\tü\r\n2\tx y\r\n".encode("utf-16"), Format(encoding="utf-16")),
         ("CAPITALS.CSV", "a,b\n1,ü\n2,x y\n".encode(), Format()),
-        ("CAPITALS.TSV.GZ", gzip.compress("a\tb\n1\tü\n2\tx y\n".encode()), Format()),
+        ("CAPITALS.TSV.GZ", gzip.compress("a\tb\n1\tü\n2\tx y\n".encode(), mtime=0), Format()),
         ("r.csv", '"","a","b"\n"1","1","ü"\n"2","2","x y"\n'.encode(), Format()),  # R's row names have no name
         ("twice.csv", "a,c,c,b\n1,x,y,ü\n2,,,x y\n".encode(), Format()),
         ("no-end.csv", "a,b\n1,ü\n2,x y".encode(), Format()),
