@@ -17,7 +17,7 @@ from dlrm_mlet.reporting.curves import Difference, difference, spread
 from dlrm_mlet.tables.convert import InnerDim, convert
 
 PLAIN = "plain tables"
-FURTHEST = 2**16
+FURTHEST = 2**10
 """How many times the start, or which part of it, a rate is at most: beyond that nothing is to be found."""
 
 Scores = dict[float, dict[int, float]]
@@ -52,6 +52,9 @@ class TableLearningRates:
         if not all(map(math.isfinite, (*plain.values(), *mlet.values()))):
             return f"{sides}; some seeds diverged at their best rate: try a smaller rate for the rest of the model"
         advice = "MLET is ahead" if self.gain.low > 0 else "keep plain tables"
+        ends = [name for name, rates in self.scores.items() if _best(rates) in (min(rates), max(rates))]
+        if ends:
+            return f"{sides}; the best rate of {' and of '.join(ends)} is the last that was tried"
         return f"{sides}; MLET's gain {self.gain} ({len(plain)} seeds): {advice}"
 
     def __str__(self) -> str:
@@ -92,7 +95,12 @@ def find_table_learning_rate(
     In the directory `out` lie trials.json, from which a stopped search goes on, rates.md, and rates.png and .svg.
     Raises ValueError where trials.json is of another search.
     """
-    out = Path(out)
+    out, start, seeds = Path(out), float(start), [int(seed) for seed in seeds]
+    inner_dim = [int(k) for k in inner_dim] if isinstance(inner_dim, Sequence) else int(inner_dim)
+    only = only if isinstance(only, str) else list(only)
+    if not seeds or not 0 < start < math.inf:
+        raise ValueError(f"start = {start:g}, {len(seeds)} seeds: expected a start above 0, and at least one seed")
+    convert(make_model(), inner_dim, min_rows=min_rows, only=only, report=lambda line: None)  # or it says why not
     settings = {"start": start, "inner_dim": inner_dim, "min_rows": min_rows, "only": only, "measure": measure}
     mlet = f"MLET k={inner_dim}"
     scores = _read(out / "trials.json", settings) or {PLAIN: {}, mlet: {}}
@@ -169,15 +177,19 @@ def _listed(scores: dict[str, Scores]) -> list[dict[str, Any]]:
     ]
 
 
+def _score(written: Any) -> float:
+    return -math.inf if written is None else float(written)
+
+
 def _read(path: Path, settings: dict[str, Any]) -> dict[str, Scores]:
     """The trials of a stopped search; none where there is no file."""
     if not path.exists():
         return {}
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-        trials = [(t["tables"], t["rate"], t["seed"], t["score"]) for t in held["trials"]]
-        before = held["settings"]
-    except (ValueError, LookupError, TypeError) as error:
+        trials = [(t["tables"], float(t["rate"]), int(t["seed"]), _score(t["score"])) for t in held["trials"]]
+        before = dict(held["settings"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not the trials of a search ({error}); expected another directory") from None
     now = json.loads(json.dumps(settings))
     if other := next((key for key in now if before.get(key) != now[key]), None):
@@ -187,5 +199,7 @@ def _read(path: Path, settings: dict[str, Any]) -> dict[str, Scores]:
         )
     scores: dict[str, Scores] = {PLAIN: {}, f"MLET k={settings['inner_dim']}": {}}
     for name, rate, seed, score in trials:
-        scores[name].setdefault(rate, {})[seed] = -math.inf if score is None else score
+        if name not in scores:
+            raise ValueError(f"{path}: has trials of {name!r}; expected another directory")
+        scores[name].setdefault(rate, {})[seed] = score
     return scores

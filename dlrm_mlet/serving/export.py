@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -58,23 +59,34 @@ def export(
 
     `inputs` and `keywords` are the arguments of a call, of at least two rows: tensors, or dictionaries and lists of
     them, whose tensors become the file's inputs in their order, under `input_names`, or else their dictionary's keys
-    and keywords (a key that comes again gets a number). None, numbers and text are kept as they are. `dynamic` says for
+    and keywords (a key that comes again gets a number); so do the tensors of what it returns, without None and numbers.
+    None, numbers and text are kept as they are. `dynamic` says for
     an input, by its name, which dimensions are of any size: {"history": {0: "batch", 1: "length"}}, or {"items": {}}
     for one that is no batch. The model is put into its evaluation mode; one in
     bfloat16 is written in float32. Weights of over 2 GiB lie beside the file, in
     <path>.data. An id outside of its table is an error there, as it is in torch.
 
-    The file appears when ONNX Runtime has given the model's outputs on `inputs`, and on half of them and one row, of
-    each dimension of any size, where the model itself has an answer. Raises ExportError where it didn't, where torch
+    The file appears when ONNX Runtime has given the model's outputs on `inputs`, and on more and less of each dimension
+    of any size, one included, where the model itself has an answer. Raises ExportError where it didn't, where torch
     can't export the model so, or where MLET's tables aren't collapsed.
     """
     path = Path(path)
-    if path.suffix != ".onnx":
-        raise ExportError(f"{path}: expected a name that ends in .onnx")
-    model = getattr(model, "_orig_mod", model).eval()  # torch.compile's are around the model itself
+    if path.suffix != ".onnx" or path.is_dir():
+        raise ExportError(f"{path}: expected the name of a file that ends in .onnx")
+    if not isinstance(inputs, tuple | list):
+        raise ExportError(f"inputs = a {type(inputs).__name__}: expected a tuple of a call's arguments")
+    if any(not isinstance(text, str) for pair in (metadata or {}).items() for text in pair):
+        raise ExportError("metadata: expected texts")
+    inner = model._orig_mod if isinstance(model, OptimizedModule) else model  # torch.compile's are around the model
+    if inner is not model and any(hooks for name, hooks in vars(model).items() if "hooks" in name):
+        raise ExportError("the compiled model has hooks, which would be lost; expected them on the model inside")
     for names in named(model, TRAINED).values():
         raise ExportError(f"{names[0]}: isn't collapsed; expected dlrm_mlet.collapse(model) first")
-    call = _Call(model, inputs, keywords or {}, input_names, dynamic or {})
+    model.eval()
+    call = _Call(inner, tuple(inputs), keywords or {}, input_names, dynamic or {})
+    count = len(_outputs(_called(model, tuple(inputs), keywords or {})))
+    if output_names is not None and (isinstance(output_names, str) or len(set(output_names)) != count):
+        raise ExportError(f"output_names = {output_names!r}: expected {count} names")
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     beside = weights > LARGEST_FILE
     mine = _is_of(weights_file(path), path)
@@ -85,7 +97,9 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{path.name}.partial", dir=path.parent) as directory:
         partial = Path(directory) / path.name  # the same name, since the model names the file of its weights
-        program = _program(call, output_names)
+        with _slow_paths():
+            program = _program(call, output_names)
+            _refuse_limits(program)
         program.model.metadata_props.update({IDS: "an id outside of its table is an error"} | dict(metadata or {}))
         program.save(partial, external_data=beside)
         try:
@@ -93,8 +107,8 @@ def export(
         except Exception as error:  # its exceptions have no common base but this
             raise ExportError(f"ONNX Runtime can't run what torch wrote of the model: {_line(error)}") from error
         call.refuse_fixed(session)
-        check(session, model, inputs, keywords)
-        for some in call.sizes():  # a model may treat one row in another way
+        check(session, model, tuple(inputs), keywords)
+        for some in call.sizes():  # a model may treat some in another way
             if _takes(model, *some):
                 check(session, model, *some)
         if mine:
@@ -121,7 +135,8 @@ class _Call(nn.Module):
         self.leaves, self.spec = pytree.tree_flatten((inputs, dict(keywords)))
         found = _names(inputs, keywords)
         self.names = list(names or found)
-        self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        # copies: the exporter takes the same tensor twice for one input
+        self.tensors = [leaf.detach().clone() for leaf in self.leaves if isinstance(leaf, Tensor)]
         for leaf in self.leaves:
             if not isinstance(leaf, Tensor | bool | int | float | str | None):
                 raise ExportError(
@@ -131,6 +146,10 @@ class _Call(nn.Module):
             raise ExportError(f"input_names = {self.names}: expected {len(found)} names, as {', '.join(found)}")
         if unknown := [name for name in dynamic if name not in self.names]:
             raise ExportError(f"dynamic: no input {unknown[0]}; expected one of {', '.join(self.names)}")
+        for name, dims in dynamic.items():
+            right = isinstance(dims, Mapping) and all(isinstance(place, int) for place in dims)
+            if not right or not all(isinstance(dim, str) and dim.isidentifier() for dim in dims.values()):
+                raise ExportError(f"dynamic: {name} = {dims!r}; expected as {{0: 'batch', 1: 'length'}}")
         default = {name: {0: BATCH} if tensor.dim() else {} for name, tensor in self.named()}
         self.dims: dict[str, Mapping[int, str]] = default | dict(dynamic)
         self.rows = self._rows()
@@ -142,7 +161,7 @@ class _Call(nn.Module):
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         """The tensors of the call in their order -> those of its result."""
         inputs, keywords = self.nested(tensors)
-        return _tensors(self.model(*inputs, **keywords))
+        return _outputs(self.model(*inputs, **keywords))
 
     def nested(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Tensors in their order -> the arguments of a call of the model."""
@@ -168,16 +187,22 @@ class _Call(nn.Module):
         return sizes
 
     def sizes(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """Parts of the example: half and one of each dimension of any size."""
+        """The example with more and with less of each dimension of any size, and with as much of all."""
         for dim, size in self.rows.items():
-            for some in dict.fromkeys((size // 2, 1)):
-                yield self.nested([self._part(name, tensor, dim, some) for name, tensor in self.named()])
+            for some in dict.fromkeys((2 * size + 1, size - 1, size // 2, 3, 2, 1)):
+                yield self._sized({dim: some})
+        if len(self.rows) > 1:
+            yield self._sized(dict.fromkeys(self.rows, 3))
 
-    def _part(self, name: str, tensor: Tensor, dim: str, some: int) -> Tensor:
-        for place, of in self.dims[name].items():
-            if of == dim:
-                tensor = tensor.narrow(place, 0, some)
-        return tensor
+    def _sized(self, sizes: Mapping[str, int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        found = []
+        for name, tensor in self.named():
+            for place, dim in self.dims[name].items():
+                if dim in sizes:  # its own rows again where there aren't enough
+                    rows = torch.arange(sizes[dim], device=tensor.device) % tensor.shape[place]
+                    tensor = tensor.index_select(place, rows)  # noqa: PLW2901
+            found.append(tensor)
+        return self.nested(found)
 
     def refuse_fixed(self, session: Session) -> None:
         """Raise ExportError where a dimension that was to be of any size isn't."""
@@ -200,9 +225,27 @@ class _Defined(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is F.embedding:
             return _embedding(*args, **kwargs)
-        if function is F.embedding_bag and args[0].dim() == 2:
-            return _embedding_bag(*args, **kwargs)
+        if function is F.embedding_bag:
+            input, weight, *rest = args
+            if input.dim() == 2:
+                return _embedding_bag(*args, **kwargs)
+            return function(_above(input, weight.shape[0]), weight, *rest, **kwargs)
+        if function in (torch.embedding, torch.index_select, Tensor.index_select) and len(args) > 1:
+            weight, *places, ids = args
+            return function(weight, *places, _above(ids, weight.shape[places[0] if places else 0]), **kwargs)
+        if function in (torch.gather, Tensor.gather) and len(args) == 3:
+            return function(args[0], args[1], _above(args[2], args[0].shape[args[1]]), **kwargs)
+        if function in (torch.squeeze, Tensor.squeeze):
+            # torch leaves a dimension that isn't 1, and its exporter writes a Squeeze that fails
+            dim = args[1] if len(args) > 1 else kwargs.get("dim")
+            if isinstance(dim, int) and isinstance(args[0].shape[dim], int) and args[0].shape[dim] != 1:
+                return args[0]
         return function(*args, **kwargs)
+
+
+def _above(ids: Tensor, rows: int) -> Tensor:
+    """Ids below 0 as one that no table of so many rows has."""
+    return torch.where(ids < 0, rows, ids)
 
 
 def _embedding(
@@ -214,7 +257,7 @@ def _embedding(
     *_: Any,
     **__: Any,
 ) -> Tensor:
-    found = torch.embedding(weight, torch.where(input < 0, weight.shape[0], input))
+    found = torch.embedding(weight, _above(input, weight.shape[0]))
     if max_norm is None:
         return found
     norm = torch.linalg.vector_norm(found, norm_type, dim=-1, keepdim=True)
@@ -256,14 +299,34 @@ def _program(call: _Call, output_names: Sequence[str] | None) -> torch.onnx.ONNX
                 dynamic_shapes=(shapes,) if shapes else None,
             )
     except Exception as error:  # of torch's exporter, of the model under it, of passes over the graph: none in common
-        raise ExportError(
-            f"torch can't export the model for batches of any size: {_line(error.__cause__ or error)}"
-        ) from error
+        raise ExportError(f"torch can't export the model for batches of any size: {_line(error)}") from error
     assert program is not None
     _name_inputs(program.model.graph, call.names)
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # where in whose source code each node comes from
     return program
+
+
+def _refuse_limits(program: torch.onnx.ONNXProgram) -> None:
+    """Raise ExportError where a size from some number on takes another way through the model: the file has one."""
+    assert program.exported_program is not None
+    for limits in program.exported_program.range_constraints.values():
+        if limits.upper.is_finite and limits.upper < 2**31:
+            raise ExportError(
+                f"the model treats a dimension of more than {limits.upper} in another way, and the file would not; "
+                "expected one way for all sizes"
+            )
+
+
+@contextlib.contextmanager
+def _slow_paths() -> Iterator[None]:
+    """Without what torch does in attention where no gradient is asked for, which gives padding other vectors."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _name_inputs(graph: Any, names: Sequence[str]) -> None:
@@ -282,6 +345,8 @@ def _name_inputs(graph: Any, names: Sequence[str]) -> None:
 
 def _line(error: BaseException) -> str:
     """What an error says first; what comes of its cause is a page."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     said = re.sub(r"Load model from \S+ failed: ?", "", str(error))  # from a place that is gone
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
@@ -327,8 +392,7 @@ def check(
     Raises ExportError above TOLERANCE, where a shape is another one, and where one side has a number that isn't finite
     and the other doesn't have it.
     """
-    with torch.no_grad():
-        outputs = _tensors(model(*inputs, **(keywords or {})))
+    outputs = _outputs(_called(model, inputs, keywords or {}))
     on = f"on {_shapes(inputs, keywords)}"
     try:
         found, worst = run(session, inputs, keywords), 0.0
@@ -337,7 +401,16 @@ def check(
     if len(found) != len(outputs):
         raise ExportError(f"{on} ONNX Runtime gives {len(found)} outputs; expected {len(outputs)}, as torch gives")
     for i, (mine, theirs) in enumerate(zip(found, outputs, strict=True)):
-        expected, tolerance = theirs.double().numpy(), _tolerance(model, theirs)
+        expected, tolerance = theirs.detach().cpu().double().numpy(), _tolerance(model, theirs)
+        if not theirs.is_floating_point():  # whole numbers and truth values are exact
+            exact = theirs.detach().cpu().numpy()
+            if mine.dtype != exact.dtype or not np.array_equal(mine, exact):
+                raise ExportError(
+                    f"{on} output {i} is {mine.dtype}, or has other numbers; expected torch's {exact.dtype}"
+                )
+            continue
+        if mine.dtype.kind != "f":
+            raise ExportError(f"{on} output {i} is {mine.dtype}; expected {theirs.dtype}, as in torch")
         if mine.shape != expected.shape:
             raise ExportError(f"{on} output {i} has shape {mine.shape}; expected {expected.shape}, as in torch")
         finite = np.isfinite(expected)
@@ -351,11 +424,31 @@ def check(
     return worst
 
 
+def _called(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+    """What the model gives for copies, so that what it writes into them is nobody's."""
+    inputs, keywords = pytree.tree_map(
+        lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (inputs, dict(keywords))
+    )
+    with torch.no_grad(), _slow_paths():
+        return model(*inputs, **keywords)
+
+
+def _outputs(result: Any) -> list[Tensor]:
+    """The tensors of a result. Raises ExportError where it has something else that would be lost, or none."""
+    leaves = pytree.tree_leaves(result)
+    if others := [leaf for leaf in leaves if not isinstance(leaf, Tensor | bool | int | float | str | None)]:
+        kind = type(others[0]).__name__
+        raise ExportError(f"an output is a {kind}; expected tensors, and lists and dictionaries of them")
+    found = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if not found:
+        raise ExportError("the model gives no tensor; expected at least one output")
+    return found
+
+
 def _takes(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:
     """Whether torch itself has an answer; models that squeeze a batch of one away have none for it."""
     try:
-        with torch.no_grad():
-            model(*inputs, **keywords)
+        _called(model, inputs, keywords)
     except Exception:  # whatever a model raises
         return False
     return True
@@ -363,8 +456,8 @@ def _takes(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any
 
 def _tolerance(model: nn.Module, output: Tensor) -> float:
     """What rounding may do, in the least precise type in which the model computes."""
-    kinds = {output.dtype, *(parameter.dtype for parameter in model.parameters())}
-    return max([TOLERANCE, *(4 * torch.finfo(kind).eps for kind in kinds if kind.is_floating_point)])
+    kinds = {output.dtype, *(parameter.dtype for parameter in model.parameters())} & {torch.half, torch.bfloat16}
+    return max([TOLERANCE, *(4 * torch.finfo(kind).eps for kind in kinds)])
 
 
 def _shapes(inputs: tuple[Any, ...], keywords: Mapping[str, Any] | None) -> str:
@@ -372,8 +465,9 @@ def _shapes(inputs: tuple[Any, ...], keywords: Mapping[str, Any] | None) -> str:
     return f"a batch of {len(tensors[0])}" if tensors and tensors[0].dim() else "the inputs"
 
 
-def open_session(path: Path, threads: int | None = None) -> Session:
+def open_session(path: str | Path, threads: int | None = None) -> Session:
     """The file, ready to run on the CPU. Raises ExportError where it can't be."""
+    path = Path(path)
     if not path.is_file():
         raise ExportError(f"{path}: no such file; expected an ONNX model")
     try:
@@ -408,6 +502,7 @@ def _in_bfloat16(model: nn.Module) -> bool:
 
 def _written(tensor: Tensor) -> Tensor:
     """A tensor in the type that it has in the file."""
+    tensor = tensor.detach().cpu()
     return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 

@@ -9,16 +9,18 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from dlrm_mlet.tables.layers import MLETEmbedding, MLETEmbeddingBag
 from dlrm_mlet.tables.stacked import MLETTables
-from dlrm_mlet.tables.surgery import Sharing, become, memory, named, obstacle, refuse_wrapped
+from dlrm_mlet.tables.surgery import Sharing, become, holding, memory, named, obstacle, refuse_wrapped
 
 M = TypeVar("M", bound=nn.Module)
 Table = nn.Embedding | nn.EmbeddingBag
 InnerDim = int | Sequence[int]
+NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TRAINED = (MLETEmbedding, MLETEmbeddingBag, MLETTables)
 """What is there to collapse; classes derived from them too."""
 
@@ -48,9 +50,11 @@ def convert(
     refuse_wrapped(model, "convert first, and then the wrapper")
     dims = dict(inner_dim) if isinstance(inner_dim, Mapping) else {"*": inner_dim}
     patterns = [only] if isinstance(only, str) else list(only)
-    tables = {table: names for table, names in named(model, Table).items() if not _is_ours(table)}
+    found = named(model, Table)
+    tables = {table: names for table, names in found.items() if not _is_ours(table)}
     if not tables:
-        raise ValueError("no table to convert; the model has no nn.Embedding and no nn.EmbeddingBag")
+        why = "all are converted or quantized already" if found else "it has no nn.Embedding and no nn.EmbeddingBag"
+        raise ValueError(f"no table to convert in the model: {why}")
     check_patterns(tables, "only", patterns)
     check_patterns(tables, "inner_dim", dims)
     left = _left(model, tables, dims, min_rows, patterns)
@@ -84,7 +88,7 @@ def collapse(model: M, *, inplace: bool = True, report: Callable[[str], object] 
     """
     whole = "the model inside it, with inplace=False or when the wrapper is gone"
     refuse_wrapped(model, whole, around=inplace)
-    if any(isinstance(module, AveragedModel) for module in model.modules()):
+    if any(isinstance(module, AveragedModel) for module in (*model.modules(), *holding(model))):
         raise ValueError(
             "the model is in AveragedModel: the product of an averaged W1 and an averaged W2 isn't the average of W; "
             "expected an average of dlrm_mlet.collapse(model, inplace=False)"
@@ -105,9 +109,13 @@ def collapse(model: M, *, inplace: bool = True, report: Callable[[str], object] 
     for module in found:
         plain = made[module] = module.collapse()
         plain.weight.requires_grad_(any(parameter.requires_grad for parameter in module.parameters()))
-        plain.weight = of_weight.setdefault(tuple(map(memory, module.parameters())), plain.weight)
-    for module, names in found.items():
+        if any(parameter.is_shared() for parameter in module.parameters() if parameter.device.type == "cpu"):
+            plain.share_memory()
+        held = (*module.parameters(), *module.buffers())  # a padding row that is kept too
+        plain.weight = of_weight.setdefault(tuple(map(memory, held)), plain.weight)
+    for module in found:
         become(module, made[module])
+    for module, names in found.items():
         n, d = module.weight.shape
         report(f"{names[0]}: {n:,} x {d}")
     return model
@@ -184,12 +192,14 @@ def _why_left(
     if matching(names, patterns) is None or matching(names, dims) is None:
         return f"no pattern of {', '.join(patterns if matching(names, patterns) is None else dims)} matches"
     inner_dim = _dim(dims, names)
+    shape = (table.num_embeddings, table.embedding_dim)
     narrow = min(inner_dim if isinstance(inner_dim, Sequence) else [inner_dim], default=0) < table.embedding_dim
     reasons = {
         f"fewer than {min_rows:,} rows": table.num_embeddings < min_rows,
         f"inner_dim = {inner_dim}: expected at least embedding_dim = {table.embedding_dim}": narrow,
+        f"its weight is {tuple(table.weight.shape)}, and it says {shape}": tuple(table.weight.shape) != shape,
         "it is frozen": not table.weight.requires_grad,
-        f"its numbers are {table.weight.dtype}": not table.weight.is_floating_point(),
+        f"its numbers are {table.weight.dtype}": table.weight.dtype not in NUMBERS,
         "max_norm doesn't commute with a linear map": table.max_norm is not None,
         "scale_grad_by_freq doesn't reach W2": table.scale_grad_by_freq,
         "a bag's maximum doesn't commute with a linear map": getattr(table, "mode", "") == "max",
@@ -245,13 +255,16 @@ def _layer(table: Table, inner_dim: InnerDim) -> MLETEmbedding | MLETEmbeddingBa
     }
     if isinstance(table, nn.EmbeddingBag):
         arguments |= {"mode": table.mode, "include_last_offset": table.include_last_offset}
-    made = MLETEmbeddingBag if isinstance(table, nn.EmbeddingBag) else MLETEmbedding
-    return made(table.num_embeddings, table.embedding_dim, **arguments).train(table.training)
+    kind = MLETEmbeddingBag if isinstance(table, nn.EmbeddingBag) else MLETEmbedding
+    made = kind(table.num_embeddings, table.embedding_dim, **arguments).train(table.training)
+    shared = table.weight.device.type == "cpu" and table.weight.is_shared()
+    return made.share_memory() if shared else made
 
 
 def _why_not_collapsed(module: nn.Module) -> str | None:
-    own = {"weight"} if isinstance(module, MLETTables) else {"inner_weight"}
-    if why := obstacle(module, TRAINED, own):
+    stacked = isinstance(module, MLETTables)
+    own, parts = ({"weight"}, ["offsets"]) if stacked else ({"inner_weight"}, ["padding"])
+    if why := obstacle(module, TRAINED, own, [*parts, "projections"]):
         return why
     if type(module.projections) is not nn.ParameterList:
         return "its projections are parametrized"
@@ -264,7 +277,11 @@ def _warn_of_holders(before: Iterable[weakref.ref[Tensor]]) -> None:
         return
     gc.collect()
     alive = [weight for weight in (reference() for reference in before) if weight is not None]
-    holders = {name for holder in gc.get_referrers(*alive) if holder is not alive and (name := _described(holder))}
+    found = [holder for holder in gc.get_referrers(*alive) if holder is not alive]
+    # to name one is a look at all that is alive
+    holders = {name for holder in found[:4] if (name := _described(holder))}
+    if holders and len(found) > 4:
+        holders.add("others")
     if holders:
         warnings.warn(
             f"the old weights of {len(alive)} tables are still in {', '.join(sorted(holders))}, and no longer the "
@@ -276,6 +293,8 @@ def _warn_of_holders(before: Iterable[weakref.ref[Tensor]]) -> None:
 def _described(holder: object, depth: int = 3) -> str | None:
     """What it is that holds a weight: by the name that leads to it, where one does; None where it is of no account."""
     # frames come and go, and what an exporter keeps is a copy of a moment
+    if isinstance(holder, dict) and "__name__" in holder and "__builtins__" in holder:
+        return None  # a variable of a script
     if isinstance(holder, types.FrameType) or type(holder).__module__.startswith(("torch.onnx.", "onnx_ir.")):
         return None
     if isinstance(holder, dict | list | tuple | set):
@@ -299,6 +318,6 @@ def _warn_of_stale(found: Mapping[Any, Sequence[str]]) -> None:
     if still:
         warnings.warn(
             f"W2 of {', '.join(still)} is what it was at the start: it was never trained; expected an optimizer that "
-            "was made after convert",
+            "was made after convert, and rows of these tables among those trained on",
             stacklevel=3,
         )

@@ -4,7 +4,9 @@ n num_embeddings; D embedding dimension (served); K inner dimension (trained, K 
 """
 
 import contextlib
+import gc
 import math
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Self
@@ -13,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlrm_mlet.tables.guarded import guarded
+from dlrm_mlet.tables.guarded import Guarded, guarded
 from dlrm_mlet.tables.stacked import PROJECTION_STD, multiply, right_inverse
 
 
@@ -103,11 +105,14 @@ class _MLET(nn.Module):
         # Its columns are orthogonal, of the length that they have in the mean at the paper's start: the inverse of a
         # Gaussian W2 loses digits where K is near D
         self._check(table)
+        table = table.to(self.inner_weight)
         for projection in self.projections:
             start = torch.empty(projection.shape, dtype=torch.float64)
             nn.init.orthogonal_(start, gain=PROJECTION_STD * math.sqrt(len(projection)))
             projection.copy_(start)
         self._solve(table)
+        if not self.inner_weight.is_meta and not self.inner_weight.isfinite().all():
+            raise ValueError(f"the table has numbers up to {table.abs().max():g}, and W1 would be beyond {table.dtype}")
         self._remember()
         return self
 
@@ -119,17 +124,21 @@ class _MLET(nn.Module):
         no good inverse. The optimizer keeps what it knows of W1, and a Parameter that is assigned gives its values.
         """
         how = f"assign all of it (table.weight = new), of {self.num_embeddings:,} x {self.embedding_dim}"
-        return guarded(self._product(), f"is a product, W1 · W2, and what is written into it is lost: {how}")
+        return guarded(
+            self._product(),
+            f"is a product, W1 · W2, and what is written into it is lost: {how}; a copy is .detach().clone()",
+        )
 
     @weight.setter
     @torch.no_grad()
     def weight(self, table: Tensor) -> None:
         self._check(table)
+        table = table.to(self.inner_weight)
         self._solve(table)
-        if table.is_meta:
+        if table.is_meta or not table.numel():
             return
-        largest = table.abs().max() if table.numel() else table.new_zeros(())
-        if (self._product() - table).abs().max() > 64 * torch.finfo(table.dtype).eps * largest:
+        apart = (self._product() - table).abs().max()
+        if not apart <= 64 * torch.finfo(table.dtype).eps * table.abs().max():  # also where it is no number
             self.start_at(table)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -137,9 +146,25 @@ class _MLET(nn.Module):
         if name == "padding_idx" and name in self.__dict__:
             raise AttributeError(f"padding_idx = {value}: can't be changed here; change it before convert")
         if name == "weight":
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                raise TypeError(f"weight = a {type(value).__name__}: expected a tensor of floating point numbers")
+            if value.requires_grad and not isinstance(value, nn.Parameter | Guarded):
+                raise ValueError("weight: the gradient of what is assigned would be lost; expected new.detach()")
+            if isinstance(value, nn.Parameter) and _is_held(value):
+                warnings.warn(
+                    "weight: is a product and takes the values of this parameter, which something else has too: they "
+                    "are not tied; tie them before convert",
+                    stacklevel=2,
+                )
             object.__setattr__(self, name, value.detach())
         else:
             super().__setattr__(name, value)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        """A padding row that is kept comes and goes with what is loaded."""
+        kept = state_dict.get(f"{prefix}padding")
+        self.padding = None if kept is None else torch.empty_like(kept, device=self.inner_weight.device)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def product(self) -> Tensor:
         """(K, D): all projections multiplied."""
@@ -152,7 +177,8 @@ class _MLET(nn.Module):
 
     def projected(self) -> bool:
         """Whether W2 has changed since the layer was made: False where no optimizer has stepped it yet."""
-        return self.projections[0].is_meta or self._start != self.projections[0][0].tolist()
+        first = self.projections[0]
+        return first.is_meta or torch.tensor(self._start, dtype=first.dtype).tolist() != first[0].tolist()
 
     def _remember(self) -> None:
         """A row of W2 as it starts; the numbers outlive moves and copies, as versions and addresses don't."""
@@ -195,6 +221,12 @@ class _MLET(nn.Module):
         dims = ", ".join(map(str, self.inner_dims))
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
         return f"{self.num_embeddings}, {self.embedding_dim}, inner_dim=({dims}){padding}"
+
+
+def _is_held(parameter: nn.Parameter) -> bool:
+    """Whether a module, or another dictionary, has it; a variable of a script is none."""
+    holders = [holder for holder in gc.get_referrers(parameter) if isinstance(holder, dict)]
+    return any("__builtins__" not in holder for holder in holders)
 
 
 class MLETEmbedding(_MLET, nn.Embedding):

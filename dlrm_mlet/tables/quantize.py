@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlrm_mlet.tables.convert import TRAINED, check_patterns, matching
+from dlrm_mlet.tables.convert import NUMBERS, TRAINED, check_patterns, matching
 from dlrm_mlet.tables.guarded import guarded
 from dlrm_mlet.tables.stacked import SingleLayerTables, Tables
 from dlrm_mlet.tables.surgery import Sharing, become, memory, named, obstacle, refuse_wrapped
@@ -39,6 +39,15 @@ class Rows(nn.Module):
     def table(self) -> Tensor:
         """(n, D): all rows, unpacked."""
         return self(torch.arange(self.shape[0], device=self.codes.device))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        """Refuse what only looks alike: of rows of one number, 4 and 8 bits have one shape."""
+        for name, held in self._buffers.items():
+            given = state_dict.get(prefix + name)
+            if held is not None and given is not None and given.dtype != held.dtype:
+                arguments[-1].append(f"{prefix}{name} is of {given.dtype}; expected {held.dtype}: rows of other bits")
+                return
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rows":
         before = dict(self._buffers)
@@ -140,12 +149,14 @@ class _Quantized(nn.Module):
 
     rows: Rows
     max_norm: float | None
+    padding_idx: int | None
 
     def _take(self, table: Any, rows: Rows) -> None:
         nn.Module.__init__(self)
         for name in table.__constants__:  # num_embeddings, embedding_dim and so on
             setattr(self, name, getattr(table, name))
         self.max_norm = None  # the rows have it already
+        self.padding_idx = None if self.padding_idx is None else self.padding_idx % rows.shape[0]
         self.rows = rows
         self.train(table.training)
 
@@ -186,11 +197,14 @@ class QuantizedEmbeddingBag(_Quantized, nn.EmbeddingBag):
         rows = self.rows(input)  # (B, N, D) or (N, D)
         if input.dim() == 2:  # bags of one length, as plain sums, which ONNX takes for any B
             return bags_of_one_length(rows, input, self.mode, self.padding_idx, per_sample_weights)
+        assert offsets is not None
+        if not offsets.numel():
+            return rows.new_zeros(0, self.rows.shape[1])
         # each row by its place; the last one, of zeros, stands for the padding
-        rows = F.pad(rows, (0, 0, 0, 1))  # (N + 1, D)
-        places = torch.arange(len(input), device=input.device)
+        places, padding = torch.arange(input.shape[0], device=input.device), None
         if self.padding_idx is not None:
-            places = places.masked_fill(input == self.padding_idx, len(input))
+            rows, padding = F.pad(rows, (0, 0, 0, 1)), input.shape[0]  # (N + 1, D)
+            places = places.masked_fill(input == self.padding_idx, padding)
         return F.embedding_bag(
             places,
             rows,
@@ -198,7 +212,7 @@ class QuantizedEmbeddingBag(_Quantized, nn.EmbeddingBag):
             mode=self.mode,
             per_sample_weights=per_sample_weights,
             include_last_offset=self.include_last_offset,
-            padding_idx=len(input),
+            padding_idx=padding,
         )
 
     def _check(self, input: Tensor, offsets: Tensor | None, weights: Tensor | None) -> None:
@@ -283,14 +297,16 @@ def quantize(
     no table to quantize, or where a row can't be scaled.
     """
     refuse_wrapped(model, "a copy of the model inside it")
-    for kind, what in ((TRAINED, "isn't collapsed; expected dlrm_mlet.collapse(model) first"), (Rows, "is quantized")):
-        if found := named(model, kind):
-            raise ValueError(f"{next(iter(found.values()))[0]}: {what}")
+    for names in named(model, TRAINED).values():
+        raise ValueError(f"{names[0]}: isn't collapsed; expected dlrm_mlet.collapse(model) first")
     each = dict(bits) if isinstance(bits, Mapping) else {"*": bits}
     patterns = [only] if isinstance(only, str) else list(only)
-    tables = named(model, tuple(MADE))
+    found = named(model, tuple(MADE))
+    tables = {table: names for table, names in found.items() if not isinstance(table, _Quantized)}
     if not tables:
-        raise ValueError("nothing to quantize: the model has no nn.Embedding, nn.EmbeddingBag or SingleLayerTables")
+        already = found or named(model, Rows)
+        why = "all is quantized" if already else "it has no nn.Embedding, nn.EmbeddingBag or SingleLayerTables"
+        raise ValueError(f"nothing to quantize in the model: {why}")
     check_patterns(tables, "only", patterns)
     check_patterns(tables, "bits", each)
     left = _left(model, tables, [list(each), patterns], min_rows)
@@ -300,25 +316,26 @@ def quantize(
         if not left[table]:
             pattern = matching(names, each)
             assert pattern is not None
-            key = (memory(table.weight), each[pattern], getattr(table, "max_norm", None))
+            norm = getattr(table, "max_norm", None), getattr(table, "norm_type", None)
+            key = (memory(table.weight), each[pattern], norm)
             try:
                 made[table] = rows[key] = rows.get(key) or make_rows(table.weight, each[pattern], offset, _norm(table))
             except ValueError as error:
                 raise ValueError(f"{names[0]}: {error}") from None
     if not made:
         raise ValueError(f"nothing to quantize; {'; '.join(f'{tables[t][0]}: {why}' for t, why in left.items())}")
+    before = {table: table.weight.nbytes for table in made}
+    for table, packed in made.items():
+        become(table, MADE[type(table)](table, packed))
     counted: set[Rows] = set()
     for table, names in tables.items():
-        before = table.weight.nbytes if not left[table] else 0
         if left[table]:
             report(f"{names[0]} left: {left[table]}")
         elif made[table] in counted:
-            become(table, MADE[type(table)](table, made[table]))
             report(f"{names[0]}: tied, and counted already")
         else:
-            become(table, MADE[type(table)](table, made[table]))
             counted.add(made[table])
-            report(f"{names[0]}: {before:,} bytes -> {sum(held.nbytes for held in made[table].buffers()):,}")
+            report(f"{names[0]}: {before[table]:,} bytes -> {sum(held.nbytes for held in made[table].buffers()):,}")
     return model
 
 
@@ -329,14 +346,16 @@ def _left(
     sharing, left = Sharing(model), {}
     for table, names in tables.items():
         unmatched = next((p for p in patterns if matching(names, p) is None), None)
-        why = obstacle(table, tuple(MADE), {"weight"})
+        why = obstacle(table, tuple(MADE), {"weight"}, ["offsets"] if isinstance(table, SingleLayerTables) else [])
         if not why and unmatched is not None:
             why = f"no pattern of {', '.join(unmatched)} matches"
         if not why and len(table.weight) < min_rows:
             why = f"fewer than {min_rows:,} rows"
+        if not why and (table.weight.dtype not in NUMBERS or not table.weight.numel()):
+            why = f"its numbers are {table.weight.dtype}" if table.weight.numel() else "it has no numbers"
         left[table] = why
+    others = {other for other, why in left.items() if not why}
     for table in tables:
-        others = {other for other, why in left.items() if not why}
         if not left[table] and (elsewhere := sharing.elsewhere(table, table.weight, others)):
             left[table] = f"its weight is also that of {', '.join(elsewhere)}, and would stay"
     return left

@@ -22,6 +22,10 @@ def parameter_groups(
     moves its row by 1/B of its gradient, and an MLP by the mean of all. Raises ValueError where there is no table that
     is trained.
     """
+    if taken := {"params", "lr"} & set(settings):
+        raise ValueError(
+            f"{taken.pop()} = ...: is what the two rates are for; expected other settings of the optimizer"
+        )
     of_tables = {parameter: None for table in named(model, TABLES) for parameter in table.parameters()}
     tables = [parameter for parameter in of_tables if parameter.requires_grad]
     rest = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in of_tables]

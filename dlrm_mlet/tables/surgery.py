@@ -5,12 +5,14 @@ object, a bound method, goes on with the changed one.
 """
 
 import gc
-from collections.abc import Container, Iterator
-from typing import Any
+from collections.abc import Collection, Container, Iterator
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+TAKEN = {"weight", "inner_weight", "projections", "padding", "rows"}
+"""Names that a changed table has for itself."""
 WRAPPERS = {
     "DistributedDataParallel",
     "FullyShardedDataParallel",
@@ -43,36 +45,72 @@ def memory(tensor: Tensor) -> tuple[Any, ...]:
     """Equal where two tensors are the same numbers in the same memory, though they may be two parameters."""
     if tensor.layout != torch.strided:
         return (id(tensor),)
-    return _storage(tensor), tensor.storage_offset(), tensor.shape, tensor.stride()
+    return *_range(tensor), tensor.shape, tensor.stride()
 
 
 class Sharing:
-    """Who else has the memory of a table's weight: another layer, or another table."""
+    """Who else has memory of a table's weight: another layer, another table, or a view that a module keeps."""
 
     def __init__(self, model: nn.Module):
         self._users: dict[int, list[tuple[str, nn.Module, Tensor]]] = {}
         for name, module in model.named_modules():
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None:
-                    self._users.setdefault(_storage(tensor), []).append((name or "the model", module, tensor))
+            for tensor in _tensors_of(module):
+                self._users.setdefault(_storage(tensor), []).append((name or "the model", module, tensor))
 
     def elsewhere(self, table: nn.Module, weight: Tensor, tables: Container[nn.Module]) -> list[str]:
-        """The modules that have it too, but for those of `tables` that are tied, of which it is the whole weight."""
-        return sorted(
-            {
-                name
-                for name, module, tensor in self._users.get(_storage(weight), [])
-                if module is not table and (module not in tables or memory(tensor) != memory(weight))
-            }
-        )
+        """The modules that have some of it, but for those of `tables` that are tied: it is all of their weight."""
+        mine, (begin, end) = memory(weight), _range(weight)
+        found = set()
+        for name, module, tensor in self._users.get(_storage(weight), []):
+            own = module is table and tensor is weight
+            tied = module in tables and memory(tensor) == mine and module is not table
+            first, last = _range(tensor)
+            if not own and not tied and first < end and begin < last:
+                found.add(name)
+        return sorted(found)
+
+
+def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and tensors that are plain attributes, one by one or in a list or dictionary."""
+    yield from (t for t in (*module._parameters.values(), *module._buffers.values()) if _has_memory(t))
+    for name, value in vars(module).items():
+        if not name.startswith("_"):
+            held = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
+            # parameters are named when the old ones are still held, which tells a stale list from a tie
+            yield from (t for t in held if _has_memory(t) and not isinstance(t, nn.Parameter))
+
+
+def _has_memory(tensor: Any) -> TypeGuard[Tensor]:
+    return isinstance(tensor, Tensor) and not nn.parameter.is_lazy(tensor)
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+    """The address of its storage, or the storage itself where it has none."""
+    if tensor.layout != torch.strided:
+        return id(tensor)
+    storage = tensor.untyped_storage()
+    try:
+        return storage.data_ptr() or storage._cdata
+    except RuntimeError:  # of tensors that only stand for others
+        return storage._cdata
 
 
-def obstacle(module: nn.Module, kinds: tuple[type, ...], parameters: set[str]) -> str | None:
-    """Why a table isn't just what its class says, so that changing it would lose something; None where it is."""
+def _range(tensor: Tensor) -> tuple[int, int]:
+    """The bytes that it spans, from its storage's address on."""
+    if tensor.layout != torch.strided:
+        return id(tensor), id(tensor) + 1
+    begin = _storage(tensor) + tensor.storage_offset() * tensor.element_size()
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return int(begin), int(begin + (reach + 1) * tensor.element_size())
+
+
+def obstacle(
+    module: nn.Module, kinds: tuple[type, ...], parameters: set[str], parts: Collection[str] = ()
+) -> str | None:
+    """Why a table isn't just what its class says, so that changing it would lose something; None where it is.
+
+    `parameters` are those that its class has, `parts` its buffers and modules.
+    """
     called = type(module).__name__
     tensors = [tensor for tensor in module.parameters() if tensor is not None]
     if "parametrizations" in module._modules:
@@ -83,6 +121,10 @@ def obstacle(module: nn.Module, kinds: tuple[type, ...], parameters: set[str]) -
         return "its forward is another one than its class has"
     if set(module._parameters) != parameters:
         return f"its parameters are {', '.join(sorted(module._parameters))}, not {', '.join(sorted(parameters))}"
+    if others := sorted({*module._buffers, *module._modules} - set(parts)):
+        return f"it has {', '.join(others)} of its own"
+    if taken := sorted(TAKEN & set(vars(module))):
+        return f"it has an attribute {taken[0]}, whose name is needed"
     if any(_is_distributed(tensor) for tensor in tensors):
         return "its weight is a DTensor"
     if any(tensor._backward_hooks or tensor._post_accumulate_grad_hooks for tensor in tensors):
@@ -112,6 +154,11 @@ def _wraps(module: nn.Module) -> bool:
 def _around(model: nn.Module) -> Iterator[nn.Module]:
     """In a process of several the wrappers around it, which it doesn't know."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for other in gc.get_objects():
-            if issubclass(type(other), nn.Module) and _wraps(other) and any(part is model for part in other.modules()):
-                yield other
+        yield from (other for other in holding(model) if _wraps(other))
+
+
+def holding(model: nn.Module) -> Iterator[nn.Module]:
+    """All modules that are alive and have the model among their own."""
+    for other in gc.get_objects():
+        if issubclass(type(other), nn.Module) and other is not model and any(part is model for part in other.modules()):
+            yield other

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -121,4 +122,28 @@ def test_it_works_with_every_optimizer(optimizer, tmp_path):
     for rates in found.scores.values():
         means = {rate: sum(scores.values()) / len(scores) for rate, scores in rates.items()}
         best = max(means, key=means.get)
-        assert min(rates) < best < max(rates) or best in (2**16, 2**-16)
+        assert min(rates) < best < max(rates) or best in (2**10, 2**-10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"start": 0.0}, "start = 0, 3 seeds: expected a start above 0"),
+        ({"start": math.nan}, "start = nan"),
+        ({"start": math.inf}, "start = inf"),
+        ({"seeds": ()}, "0 seeds: expected a start above 0, and at least one seed"),
+        ({"min_rows": 1000}, "no table to convert"),
+        ({"only": "users"}, "matches no table"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_the_first_training(tmp_path, arguments, message):
+    peak = Peak()
+    with pytest.raises(ValueError, match=message):
+        search(peak, tmp_path, **arguments)
+    assert not peak.calls
+
+
+def test_numbers_of_numpy_do_and_a_best_rate_at_the_end_is_said(tmp_path):
+    peak = Peak(plain=2.0**40)
+    found, _ = search(peak, tmp_path, start=np.float32(4), seeds=np.arange(2), inner_dim=np.int64(64))
+    assert "the best rate of plain tables is the last that was tried" in found.sentence

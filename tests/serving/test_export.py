@@ -100,7 +100,7 @@ class Half(nn.Module):
 def test_a_batch_of_one_size_is_refused_and_so_is_what_torch_cannot_export(tmp_path):
     with pytest.raises(ExportError, match=r"the model takes a batch of 8 alone|batches of any size"):
         export.export(Fixed(), (torch.randn(8, 4),), tmp_path / "m.onnx")
-    with pytest.raises(ExportError, match=r"m\.txt: expected a name that ends in \.onnx"):
+    with pytest.raises(ExportError, match=r"m\.txt: expected the name of a file that ends in \.onnx"):
         export.export(Half(), (torch.randn(8, 4),), tmp_path / "m.txt")
     assert list(tmp_path.iterdir()) == []
 
@@ -468,3 +468,118 @@ def test_a_model_without_inputs_is_exported(tmp_path):
     model = Function(lambda m: m.tables["user"].weight.softmax(1))
     path = export.export(model, (), tmp_path / "m.onnx")
     assert check(open_session(path), model, ()) < 1e-5
+
+
+def other(model, ids):
+    return user(model, ids) * 2
+
+
+FORKS = {
+    "longer histories": lambda m, h: user(m, h[:, -50:] if h.shape[1] > 50 else h).mean(1),
+    "large batches": lambda m, h: user(m, h).mean(1) * (2 if h.shape[0] > 1000 else 1),
+    "batches of threes": lambda m, h: user(m, h).mean(1) * (2 if h.shape[0] % 3 == 0 else 1),
+    "even lengths": lambda m, h: user(m, h).mean(1) * (2 if h.shape[1] % 2 == 0 else 1),
+    "squares": lambda m, h: user(m, h).mean(1) * (2 if h.shape[0] == h.shape[1] else 1),
+}
+
+
+@pytest.mark.parametrize("case", FORKS)
+def test_a_size_that_takes_another_way_is_refused(tmp_path, case):
+    """Once: torch's exporter dropped the condition, and the file was wrong beyond it."""
+    dynamic = {"input_0": {0: "batch", 1: "length"}}
+    with pytest.raises(ExportError, match=r"treats a dimension of more than|differs from torch|can't export"):
+        export.export(Function(FORKS[case]), (torch.randint(50, (8, 20)),), tmp_path / "m.onnx", dynamic=dynamic)
+
+
+class Result:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+WRONG = {
+    "an output of a class of its own": (lambda m, a: (user(m, a), Result(user(m, a))), {}, "an output is a Result"),
+    "no output": (lambda m, a: None, {}, "the model gives no tensor"),
+    "too few output names": (lambda m, a: (user(m, a), a), {"output_names": ["a"]}, "expected 2 names"),
+    "a text of output names": (user, {"output_names": "logit"}, "output_names = 'logit': expected 1 names"),
+    "a name that is no name": (user, {"dynamic": {"input_0": {0: "batch size"}}}, "dynamic: input_0 = .*; expected as"),
+    "a list of dimensions": (user, {"dynamic": {"input_0": [0]}}, "dynamic: input_0 = .*; expected as"),
+    "metadata of numbers": (user, {"metadata": {"v": 1}}, "metadata: expected texts"),
+    "whole numbers that differ": (lambda m, a: a + 500_000 + torch.compiler.is_compiling(), {}, "has other numbers"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_would_be_lost_or_misread_is_refused(tmp_path, case):
+    way, arguments, message = WRONG[case]
+    with pytest.raises(ExportError, match=message):
+        export.export(Function(way), (IDS,), tmp_path / "m.onnx", **arguments)
+
+
+def test_inputs_are_a_tuple_and_the_path_a_file(tmp_path):
+    with pytest.raises(ExportError, match="inputs = a Tensor: expected a tuple"):
+        export.export(Function(user), IDS, tmp_path / "m.onnx")
+    (tmp_path / "d.onnx").mkdir()
+    with pytest.raises(ExportError, match=r"d\.onnx: expected the name of a file"):
+        export.export(Function(user), (IDS,), tmp_path / "d.onnx")
+
+
+def test_the_same_tensor_twice_is_two_inputs(tmp_path):
+    """Once: one input in the file, under two names."""
+    model = Function(two)
+    session = open_session(export.export(model, (IDS, IDS), tmp_path / "m.onnx", ["x", "y"]))
+    check(session, model, (IDS, IDS.flip(0)))
+
+
+def test_what_a_model_writes_into_its_inputs_is_nobodys(tmp_path):
+    def way(model, features):
+        features["vector"] = user(model, features["ids"].add_(1).remainder_(50))
+        return features["vector"]
+
+    features = {"ids": IDS.clone()}
+    export.export(Function(way), (features,), tmp_path / "m.onnx")
+    assert list(features) == ["ids"]
+    assert torch.equal(features["ids"], IDS)
+
+
+def test_a_compiled_model_is_exported_and_one_around_it_is_not_forgotten(tmp_path):
+    class Around(nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base = base
+
+        def __getattr__(self, name):
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(super().__getattr__("base"), name)
+
+        def forward(self, ids):
+            return torch.sigmoid(self.base(ids))
+
+    compiled = torch.compile(Function(user), backend="eager")
+    export.export(compiled, (IDS,), tmp_path / "m.onnx")
+    around = Around(compiled)
+    try:
+        path = export.export(around, (IDS,), tmp_path / "n.onnx")
+    except ExportError:
+        return
+    assert check(open_session(path), around, (IDS,)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda m, a: torch.index_select(m.tables["user"].weight, 0, a),
+        lambda m, a: m.tables["user"].weight.index_select(0, a),
+        lambda m, a: torch.embedding(m.tables["user"].weight, a),
+        lambda m, a: m.tables["user"].weight[:, 0].gather(0, a),
+    ],
+)
+def test_other_lookups_refuse_ids_below_0_too(tmp_path, way):
+    session = open_session(export.export(Function(way), (IDS,), tmp_path / "m.onnx"))
+    with pytest.raises(Exception, match=r"out of data bounds|indices element|out of bounds"):
+        export.run(session, (torch.tensor([-1, 2]),))
+
+
+def test_a_squeeze_of_what_is_not_1_is_none(tmp_path):
+    export.export(Function(lambda m, a: user(m, a).squeeze(1)), (IDS,), tmp_path / "m.onnx")

@@ -379,7 +379,7 @@ def test_collapse_refuses_what_it_would_lose_and_changes_nothing(case):
 
 
 def convert_finds_nothing(module):
-    with pytest.raises(ValueError, match="no table to convert"):
+    with pytest.raises(ValueError, match="no table to convert in the model: all are converted"):
         convert(module, K)
     return True
 
@@ -662,3 +662,216 @@ def test_the_drop_ins_take_torchs_arguments_in_torchs_order():
         for name in plain.__constants__:
             assert getattr(ours, name) == getattr(theirs, name)
             assert getattr(quantize(copy.deepcopy(theirs), **QUIET), name) == getattr(theirs, name)
+
+
+KEYWORDS = {
+    "normal_": lambda w: nn.init.normal_(w),
+    "uniform_": lambda w: nn.init.uniform_(w),
+    "constant_": lambda w: nn.init.constant_(w, 1.0),
+    "kaiming_uniform_": lambda w: nn.init.kaiming_uniform_(w),
+    "a keyword": lambda w: torch.clamp_(input=w, min=0),
+    "many at once": lambda w: torch._foreach_mul_([w], 2),
+    "one of two results": lambda w: torch.sort(torch.randn(N, D), out=(w, torch.empty(N, D, dtype=torch.long))),
+}
+
+
+@pytest.mark.parametrize("case", KEYWORDS)
+def test_a_write_by_keyword_or_list_is_refused_too(case):
+    """Once: lost, and nothing said."""
+    table = convert(nn.Embedding(N, D), K, **QUIET)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="what is written into it is lost"):
+        KEYWORDS[case](table.weight)
+    with pytest.raises(ValueError, match="read-only"):
+        table.weight.detach().numpy()[0] = 1
+
+
+def test_a_weight_is_copied_and_saved_as_an_ordinary_one(tmp_path):
+    table = convert(nn.Embedding(N, D), K, **QUIET)
+    assert type(copy.deepcopy(table.weight.detach())) is torch.Tensor
+    torch.save(table.weight.detach(), tmp_path / "w.pt")
+    assert torch.equal(torch.load(tmp_path / "w.pt"), table.table())
+
+
+@pytest.mark.parametrize(
+    "hold", [lambda w: w.t(), lambda w: w.data, lambda w: w.detach()[1:], lambda w: [w[2]], lambda w: {"a": w.data}]
+)
+@pytest.mark.parametrize("change", [lambda m: convert(m, K), quantize])
+def test_a_view_of_the_weight_that_a_module_keeps_is_seen(hold, change):
+    """Once: it went stale, and a tie with it."""
+    model = nn.Sequential(nn.Embedding(N, D))
+    model.kept = hold(model[0].weight)
+    with pytest.raises(ValueError, match="0: its weight is also that of the model"):
+        change(model)
+
+
+def test_parameters_in_one_buffer_are_tables_of_their_own():
+    model = nn.Sequential(nn.Embedding(N, D), nn.Embedding(N, D), nn.Linear(D, D))
+    flat = nn.utils.parameters_to_vector(model.parameters()).detach()
+    nn.utils.vector_to_parameters(flat, model.parameters())
+    convert(model, K, **QUIET)
+    assert model[0].inner_weight is not model[1].inner_weight
+
+
+def test_memory_of_numpy_is_seen_as_tied():
+    numbers = torch.randn(N, D).numpy()
+    model = nn.Sequential(nn.Embedding(N, D), nn.Linear(D, N))
+    for module in model:
+        module.weight = nn.Parameter(torch.from_numpy(numbers))
+    with pytest.raises(ValueError, match="0: its weight is also that of 1"):
+        convert(model, K)
+
+
+def scaled():
+    table = nn.Embedding(N, D)
+    table.register_buffer("scale", torch.tensor(3.0))
+    return table
+
+
+def grown():
+    table = nn.Embedding(N, D)
+    table.weight = nn.Parameter(torch.randn(N + 5, D))
+    return table
+
+
+def named_as_ours():
+    table = nn.Embedding(N, D)
+    table.padding = 1.0
+    return table
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (scaled, "it has scale of its own"),
+        (grown, r"its weight is \(45, 4\), and it says \(40, 4\)"),
+        (named_as_ours, "it has an attribute padding, whose name is needed"),
+        (lambda: nn.Embedding.from_pretrained(torch.arange(8).view(2, 4)), "frozen|its numbers are torch.int64"),
+    ],
+)
+def test_what_the_class_does_not_say_is_left(make, why):
+    with pytest.raises(ValueError, match=why):
+        convert(make(), K)
+    if make is not grown:
+        with pytest.raises(ValueError, match=why.removeprefix("frozen|")):
+            quantize(make())
+
+
+def test_a_lazy_model_is_converted():
+    model = convert(nn.Sequential(nn.Embedding(N, D), nn.LazyLinear(1)), K, **QUIET)
+    assert isinstance(model[0], MLETEmbedding)
+
+
+def test_assigning_keeps_what_it_can_and_never_gives_nan():
+    layer = MLETEmbedding(N, D, inner_dim=64)
+    before = layer.projections[0].clone()
+    layer.weight = torch.randn(N, D).double()
+    assert torch.equal(layer.projections[0], before)
+    nn.init.zeros_(layer.projections[0])
+    table = torch.randn(N, D)
+    layer.weight = table
+    torch.testing.assert_close(layer.weight, table, rtol=1e-4, atol=1e-5)
+    with pytest.raises(TypeError, match="weight = a ndarray: expected a tensor"):
+        layer.weight = table.numpy()
+    with pytest.raises(ValueError, match="the gradient of what is assigned would be lost"):
+        layer.weight = table.clone().requires_grad_() * 2
+
+
+def test_a_parameter_of_another_is_not_tied_and_that_is_said():
+    layer, decoder = MLETEmbedding(N, D, inner_dim=K), nn.Linear(D, N)
+    with pytest.warns(UserWarning, match="they are not tied; tie them before convert"):
+        layer.weight = decoder.weight
+
+
+def test_a_functional_call_leaves_the_model_as_it_was():
+    model = convert(nn.Sequential(nn.Embedding(N, D), nn.Linear(D, 1)), K, **QUIET)
+    before, table = model(IDS).detach(), torch.randn(N, D)
+    found = torch.func.functional_call(model, {"0.weight": table}, IDS)
+    torch.testing.assert_close(found, F.linear(table, model[1].weight, model[1].bias), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(IDS), before, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="gradient of what is assigned would be lost"):
+        torch.func.functional_call(model, {"0.weight": table.requires_grad_()}, IDS)
+    torch.testing.assert_close(model(IDS), before, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_that_cannot_hold_the_start_is_refused():
+    with pytest.raises(ValueError, match="the table has numbers up to 40000, and W1 would be beyond torch.float16"):
+        convert(nn.Embedding(N, D, _weight=torch.full((N, D), 40000.0).half()), D, from_pretrained=True)
+
+
+def test_a_padding_row_that_is_kept_is_loaded_into_a_model_without():
+    table = nn.Embedding(N, D, padding_idx=2, _weight=torch.ones(N, D))
+    trained = convert(table, K, from_pretrained=True, **QUIET)
+    fresh = MLETEmbedding(N, D, 2, inner_dim=K)
+    fresh.load_state_dict(trained.state_dict())
+    assert torch.equal(fresh(IDS), trained(IDS))
+    trained.load_state_dict(MLETEmbedding(N, D, 2, inner_dim=K).state_dict())
+    assert not trained(torch.tensor([2])).any()
+
+
+def test_tied_tables_whose_padding_rows_differ_are_not_tied_after_collapse():
+    model = nn.ModuleList([nn.Embedding(N, D, padding_idx=0), nn.Embedding(N, D, padding_idx=0)])
+    model[1].weight = model[0].weight
+    convert(model, K, **QUIET)
+    model[1].weight = torch.ones(N, D)
+    before = [table(IDS).detach() for table in model]
+    collapse(model, **QUIET)
+    torch.testing.assert_close([table(IDS) for table in model], before)
+
+
+def test_rows_of_other_bits_are_not_loaded():
+    four, eight = (quantize(nn.Embedding(N, 1), bits, **QUIET) for bits in (4, 8))
+    with pytest.raises(RuntimeError, match=r"rows\.codes is of torch.uint8; expected torch.int8: rows of other bits"):
+        eight.load_state_dict(four.state_dict())
+
+
+@pytest.mark.parametrize("padding", [None, 3])
+def test_offsets_of_a_quantized_bag_are_torchs(padding):
+    plain = nn.EmbeddingBag(N, D, mode="sum", include_last_offset=True)
+    small = quantize(copy.deepcopy(plain), 16, **QUIET)
+    ids = torch.tensor([1, 2, 3, 4, 5])
+    torch.testing.assert_close(
+        small(ids, torch.tensor([0, 2, 4])), plain(ids, torch.tensor([0, 2, 4])), atol=1e-3, rtol=0
+    )
+    other = quantize(nn.EmbeddingBag(N, D, mode="sum", padding_idx=padding), **QUIET)
+    assert other(ids, ids[:0]).shape == (0, D)
+    negative = nn.EmbeddingBag(N, D)
+    negative.padding_idx = -1
+    square = torch.tensor([[N - 1, 2, 3]])
+    torch.testing.assert_close(
+        quantize(copy.deepcopy(negative), 16, **QUIET)(square), negative(square), atol=1e-3, rtol=0
+    )
+
+
+def test_some_tables_can_be_quantized_after_others():
+    model = nn.ModuleDict({"a": nn.Embedding(N, D), "b": nn.Embedding(N, D)})
+    quantize(model, 4, only="a", **QUIET)
+    quantize(model, 8, **QUIET)
+    assert model["a"].rows.bits == 4
+    assert model["b"].rows.bits == 8
+
+
+def test_an_average_taken_out_of_its_wrapper_is_refused():
+    model = convert(nn.Sequential(nn.Embedding(N, D)), K, **QUIET)
+    average = AveragedModel(model)
+    with pytest.raises(ValueError, match="isn't the average of W"):
+        collapse(average.module)
+
+
+def test_shared_memory_stays_shared():
+    model = nn.Sequential(nn.Embedding(N, D)).share_memory()
+    convert(model, K, **QUIET)
+    assert all(parameter.is_shared() for parameter in model.parameters())
+    train(model)
+    assert collapse(model, **QUIET)[0].weight.is_shared()
+
+
+def test_hundreds_of_stale_lists_are_told_of_in_little_time():
+    """Once: a look at all that is alive for each."""
+    import time  # noqa: PLC0415
+
+    model = nn.ModuleList(nn.Embedding(9, 4) for _ in range(200))
+    model.penalties = [([table.weight], 1e-5) for table in model]
+    start = time.perf_counter()
+    with pytest.warns(UserWarning, match=r"old weights of 200 tables are still in 'penalties', others"):
+        convert(model, K, **QUIET)
+    assert time.perf_counter() - start < 10

@@ -59,6 +59,11 @@ def test_a_model_of_tables_alone_has_one_group_and_one_without_is_refused():
         groups(nn.Sequential(nn.Embedding(3, 2).requires_grad_(False), nn.Linear(2, 1)))
 
 
+def test_a_rate_among_the_settings_is_refused():
+    with pytest.raises(ValueError, match="lr = .*: is what the two rates are for"):
+        parameter_groups(nn.Embedding(3, 2), learning_rate=0.1, table_learning_rate=1.0, lr=0.5)
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])
 def test_every_optimizer_takes_them(optimizer):
     model = convert(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 1)), 8, **QUIET)
