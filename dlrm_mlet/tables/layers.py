@@ -124,10 +124,8 @@ class _MLET(nn.Module):
         no good inverse. The optimizer keeps what it knows of W1, and a Parameter that is assigned gives its values.
         """
         how = f"assign all of it (table.weight = new), of {self.num_embeddings:,} x {self.embedding_dim}"
-        return guarded(
-            self._product(),
-            f"is a product, W1 · W2, and what is written into it is lost: {how}; a copy is .detach().clone()",
-        )
+        lost = f"is a product, W1 · W2, and what is written into it is lost: {how}; a copy is .detach().clone()"
+        return guarded(self._product(), lost)
 
     @weight.setter
     @torch.no_grad()
