@@ -122,7 +122,7 @@ class Labels(SpooledColumn):
             else:
                 labels = self._of_pairs(values)
         else:
-            labels = (values == self.positive).cast(pl.UInt8)
+            labels = (values.replace("", None) == self.positive).cast(pl.UInt8)
             self._negative |= set(values.filter(labels == 0).unique().to_list())
         wrong = labels.is_null()
         if len(self._negative) > 1:

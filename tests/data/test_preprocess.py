@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import gzip
 import math
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,10 @@ import pytest
 
 from dlrm_mlet.data import raw
 from dlrm_mlet.data.columns import SPLITS, load
-from dlrm_mlet.data.datasets import COMPLETE_JOURNEY, COMPLETE_JOURNEY_BY_TIME, FLIGHTS
+from dlrm_mlet.data.datasets import COMPLETE_JOURNEY, COMPLETE_JOURNEY_BY_TIME, FLIGHTS, Dataset
 from dlrm_mlet.data.preprocess import preprocess
 from dlrm_mlet.data.raw import RawError
+from dlrm_mlet.data.vocabulary import vocabulary_file
 from tests.conftest import CLICKS
 
 ORDERED = dataclasses.replace(CLICKS, split="ordered")
@@ -150,3 +153,98 @@ def test_complete_journey_by_time_asks_for_the_last_weeks(tmp_path):
     assert (np.diff(found) >= 0).all()
     assert found[0] == 1
     assert found[last_of_training] < found[first_of_test] < found[-1] == 53
+
+
+def small(tmp_path, table: dict[str, list], **keys) -> tuple[list[int], list[list]]:
+    """Labels, and the values of each categorical column, of a data set in its own order."""
+    pl.DataFrame(table).write_csv(tmp_path / "t.csv")
+    names = tuple(name for name in table if name != "y")
+    dataset = Dataset("small", "y", (), names, split="ordered", **keys)
+    preprocess(dataset, tmp_path / "out", tmp_path / "t.csv")
+    columns = load(tmp_path / "out")
+    values = [pl.read_ipc(vocabulary_file(tmp_path / "out" / "vocabulary", name)).to_series() for name in names]
+    return columns.label.tolist(), [
+        [values[f][i] for i in column] for f, column in enumerate(columns.sparse.t().tolist())
+    ]
+
+
+@pytest.mark.parametrize(
+    ("zero", "one", "keys"),
+    [
+        ("0", "1", {}),
+        ("0.0", "1.0", {}),
+        ("false", "TRUE", {}),
+        ("-1", "1", {}),
+        ("no", "yes", {"positive": "yes"}),
+        ("1", "2", {"positive": "2"}),
+    ],
+)
+def test_labels_of_two_kinds_are_0_and_1(tmp_path, zero, one, keys):
+    labels, _ = small(tmp_path, {"y": [zero, one, one] * 4, "a": ["x"] * 12}, **keys)
+    assert labels == [0, 1, 1] * 4
+
+
+@pytest.mark.parametrize(
+    ("values", "keys", "message"),
+    [
+        (["yes", "no"], {}, r"'yes'; expected 0 or 1.*a key `positive`.*around there: 'yes' 6 times, 'no' 6 times"),
+        (["0", "1", "-1"], {}, "expected 0 or 1"),
+        (["0", "1", "2"], {}, r"t\.csv:4: column 'y' is '2'; expected 0 or 1"),
+        (["yes", "no", "maybe"], {"positive": "yes"}, "expected 'yes' or one other value, and these are others"),
+        (["1", ""], {}, r"t\.csv:3: column 'y' is ''; expected 0 or 1"),
+        (["yes", ""], {"positive": "yes"}, r"t\.csv:3: column 'y' is ''; expected 'yes' or one other"),
+    ],
+)
+def test_other_labels_are_refused_with_what_was_found(tmp_path, values, keys, message):
+    with pytest.raises(RawError, match=message):
+        small(tmp_path, {"y": (values * 6)[:12], "a": ["x"] * 12}, **keys)
+
+
+def test_whole_numbers_are_one_value_however_they_are_written_and_text_stays_text(tmp_path):
+    written = ["5", "5.0", "005", "+5", "-5", "", "00001234", "1234", "12", "1", "2", "3"]
+    table = {"y": ["0", "1"] * 6, "id": written, "text": written}
+    _, (ids, texts) = small(tmp_path, table, integer=("id",))
+    assert ids == ["5", "5", "5", "5", "-5", "", "1234", "1234", "12", "1", "2", "3"]
+    assert texts == written
+    with pytest.raises(RawError, match=r"t\.csv:3: column 'id' is '5\.5'; expected a whole number"):
+        small(tmp_path, table | {"id": ["1", "5.5", *written[2:]]}, integer=("id",))
+
+
+@pytest.mark.parametrize("name", ["../evil", "ts/age", "a[0]", "with space", "ü", "x" * 300, ".", "..", "a\\b", "CON:"])
+def test_names_of_columns_decide_nothing_about_files(tmp_path, name):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    _, (values,) = small(inside, {"y": ["0", "1"] * 6, name: list("abcdefabcdef")})
+    assert values == list("abcdefabcdef")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["inside"]
+    assert sorted(path.name for path in inside.iterdir()) == ["out", "t.csv"]
+    assert len(list((inside / "out" / "vocabulary").iterdir())) == 1
+
+
+def test_hundreds_of_columns_need_few_open_files(tmp_path):
+    table = {"y": ["0", "1"] * 6} | {f"c{i}": [str(j % (i + 1)) for j in range(12)] for i in range(300)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        _, columns = small(tmp_path, table)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert columns == [table[f"c{i}"] for i in range(300)]
+
+
+@pytest.mark.parametrize("number", ["1e300", "-1e39"])
+def test_a_number_that_float32_does_not_have_is_refused(tmp_path, number):
+    (tmp_path / "t.csv").write_text("y,x,a\n" + "0,1,a\n" * 12 + f"1,{number},a\n")
+    dataset = Dataset("small", "y", ("x",), ("a",), transform={"x": "identity"})
+    with pytest.raises(RawError, match=r"t\.csv:14: column 'x' is .*; expected a number that float32 has"):
+        preprocess(dataset, tmp_path / "out", tmp_path / "t.csv")
+
+
+def test_the_name_of_the_file_is_nothing_to_the_data_set(clicks_csv, tmp_path):
+    prints = set()
+    for name in ("a.csv", "b.csv", "c.csv.gz"):
+        data = clicks_csv.read_bytes()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+        preprocess(CLICKS, tmp_path / "out", tmp_path / name)
+        prints.add(load(tmp_path / "out").schema.fingerprint)
+    assert len(prints) == 1

@@ -794,7 +794,7 @@ def test_a_functional_call_leaves_the_model_as_it_was():
 
 
 def test_half_precision_that_cannot_hold_the_start_is_refused():
-    with pytest.raises(ValueError, match="the table has numbers up to 40000, and W1 would be beyond torch.float16"):
+    with pytest.raises(ValueError, match=r"the table has numbers up to 40000, and W1 would be beyond torch\.float16"):
         convert(nn.Embedding(N, D, _weight=torch.full((N, D), 40000.0).half()), D, from_pretrained=True)
 
 

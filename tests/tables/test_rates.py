@@ -60,7 +60,7 @@ def test_a_model_of_tables_alone_has_one_group_and_one_without_is_refused():
 
 
 def test_a_rate_among_the_settings_is_refused():
-    with pytest.raises(ValueError, match="lr = .*: is what the two rates are for"):
+    with pytest.raises(ValueError, match=r"lr = .*: is what the two rates are for"):
         parameter_groups(nn.Embedding(3, 2), learning_rate=0.1, table_learning_rate=1.0, lr=0.5)
 
 
