@@ -59,8 +59,10 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("preprocess", _preprocess, "raw file -> columns on disk")
     add("dataset", help="a built-in data set's name, or the .toml file that describes one: see docs/datasets.md")
-    add("--raw", type=Path, metavar="FILE", help="CSV, TSV or Parquet file; the bundled data sets need none")
+    raw = "CSV, TSV or Parquet, or a directory of parts; the bundled data sets need none"
+    add("--raw", type=Path, metavar="PATH", help=raw)
     add("--out", type=Path, metavar="DIR", help="default: data/<name>")
+    add("--force", action="store_true", help="replace a data set that was made of other rows")
 
     add = command("synthesize", _synthesize, "a raw file of a data set's format, of any size")
     add("dataset", help="criteo-kaggle or avazu")
@@ -138,7 +140,7 @@ def _preprocess(options: argparse.Namespace) -> None:
 
     dataset = datasets.load(options.dataset)
     out = options.out or DATA / dataset.name
-    schema = preprocess(dataset, out, options.raw)
+    schema = preprocess(dataset, out, options.raw, options.force)
     for mismatch in schema.mismatches:
         print(f"dlrm-mlet: warning: {dataset.name}: {mismatch}; this may be another file", file=sys.stderr)
     rows = ", ".join(f"{split} {count:,}" for split, count in schema.rows.items())

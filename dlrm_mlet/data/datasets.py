@@ -5,12 +5,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from dlrm_mlet.data.raw import Format
 from dlrm_mlet.toml import ConfigError, build, read_toml
 
 Transform = Literal["log1p", "identity", "hour_of_day", "unix_hour"]
 """log1p: log(1 + max(x, 0)); identity: x; hour_of_day: log(1 + h) of a time YYMMDDHH; unix_hour: the same of a time in
 seconds since 1970, which YYMMDDHH is not: the published Avazu notebook read it so, and got log(6) for every row."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How raw files are written; see the keys of the same names."""
+
+    separator: str | None = None
+    encoding: str = "utf-8"
+    quoted: bool = True
+    null_values: tuple[str, ...] = ()
+    header: tuple[str, ...] = ()
+    """Of text that has no header line, the names of its fields."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Raw rows -> columns on disk: numbers transformed, values numbered, rows laid out by split; in bounded memory."""
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,13 +35,14 @@ COPY_BYTES = 4 << 20
 LOADER_ROWS = 100_000
 
 
-def preprocess(dataset: Dataset, out: Path, raw: Path | None = None) -> Schema:
+def preprocess(dataset: Dataset, out: Path, raw: Path | None = None, force: bool = False) -> Schema:
     """Write the data set's directory `out`, which appears whole or not at all, and return its schema.
 
-    `raw` is a CSV, TSV or Parquet file, delimited text also as .gz or .zip; the bundled data sets need
-    none. It is read once, in blocks, each column going to a file of its own; then values are numbered, and rows are
-    laid out as training, validation, test, each in the file's order. The values themselves are kept in
-    vocabulary/<column>.arrow, the n-th one being that of id n.
+    `raw` is a CSV, TSV or Parquet file, delimited text also as .gz or .zip, or a directory of such files; the bundled
+    data sets need none. What was made of other rows is replaced only with `force`. It is read once, in blocks, each
+    column going to a file of its own; then values are numbered, and rows are laid out as training, validation, test,
+    each in the file's order. The values themselves are kept in vocabulary/<column>.arrow, the n-th one being that of
+    id n.
 
     Raises RawError, which names the file and line, at the first row that doesn't fit the data set. Counts that differ
     from what is known of the whole data set are no error: the schema lists them as mismatches.
@@ -86,6 +88,8 @@ def preprocess(dataset: Dataset, out: Path, raw: Path | None = None) -> Schema:
             _assemble(directory / "sparse.npy", sparse, (rows, len(sparse)), of_row, split_rows)
             for future in others:
                 future.result()
+        if not force:
+            _refuse_others(out, dataset.name, source)
         schema = Schema(
             dataset=dataset.name,
             label=dataset.label,
@@ -104,6 +108,17 @@ def preprocess(dataset: Dataset, out: Path, raw: Path | None = None) -> Schema:
         )
         write_json(directory / "schema.json", schema.as_dict())
     return schema
+
+
+def _refuse_others(out: Path, name: str, source: dict[str, str | int]) -> None:
+    """Raise RawError where the directory has a data set of other rows, which nobody asked to be rid of."""
+    try:
+        held = json.loads((out / "schema.json").read_text(encoding="utf-8"))
+        before = held["dataset"], held["source"].get("sha256", held["source"]["name"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return  # no data set, or none that is whole
+    if before != (name, source.get("sha256", source["name"])):
+        raise RawError(f"{out}: has {held['dataset']} of {held['source']['name']}; expected another --out, or --force")
 
 
 def split_sizes(dataset: Dataset, rows: int) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 
+from dlrm_mlet.data.datasets import Format
 from dlrm_mlet.extras import needs
 
 with needs("data"):
@@ -29,23 +30,8 @@ BLOCK_BYTES = 16 << 20
 LONGEST_ROW = 64 << 20
 """Bytes within which a row has an end, a quoted one too."""
 PARQUET_ROWS = 1 << 18
+PLAIN = Format()
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a file is written; see Dataset for the keys."""
-
-    separator: str | None = None
-    encoding: str = "utf-8"
-    quoted: bool = True
-    null_values: tuple[str, ...] = ()
-    header: tuple[str, ...] = ()
-    """Of text that has no header line, the names of its fields."""
-
-    def separator_of(self, path: Path) -> str:
-        """The one that is said, else that of the file's ending."""
-        return self.separator or SEPARATORS.get(_suffix(path), "\t")
 
 
 class RawError(ValueError):
@@ -86,7 +72,7 @@ def open_raw(
     columns: tuple[str, ...],
     numbers: tuple[str, ...] = (),
     hexadecimal: tuple[str, ...] = (),
-    format: Format = Format(),
+    format: Format = PLAIN,
 ) -> Reader:
     """A reader of `columns` of the file, by its ending; of a directory, of all its files in the order of their names.
 
@@ -114,7 +100,12 @@ def open_raw(
 def fields_of_first_line(path: Path, format: Format) -> int:
     """How many fields the first line of delimited text has."""
     with path.open("rb") as file, _decompressed(file, path) as text:
-        return text.readline().decode(format.encoding, "replace").count(format.separator_of(path)) + 1
+        return text.readline().decode(format.encoding, "replace").count(_separator(path, format)) + 1
+
+
+def _separator(path: Path, format: Format) -> str:
+    """The one that is said, else that of the file's ending."""
+    return format.separator or SEPARATORS.get(_suffix(path), "\t")
 
 
 def _suffix(path: Path) -> str:
@@ -219,7 +210,7 @@ class DelimitedReader:
         hexadecimal: tuple[str, ...],
         format: Format,
     ):
-        self.path, self.columns, self.separator = path, columns, format.separator_of(path)
+        self.path, self.columns, self.separator = path, columns, _separator(path, format)
         self.numbers, self.hexadecimal, self.format = numbers, hexadecimal, format
         self.has_header = not format.header
         self.quotes = self.has_header and format.quoted

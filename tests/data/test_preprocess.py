@@ -248,3 +248,17 @@ def test_the_name_of_the_file_is_nothing_to_the_data_set(clicks_csv, tmp_path):
         preprocess(CLICKS, tmp_path / "out", tmp_path / name)
         prints.add(load(tmp_path / "out").schema.fingerprint)
     assert len(prints) == 1
+
+
+def test_other_rows_replace_a_data_set_only_when_told(clicks_csv, tmp_path):
+    preprocess(CLICKS, tmp_path / "out", clicks_csv)
+    preprocess(CLICKS, tmp_path / "out", clicks_csv)  # the same rows
+    fewer = tmp_path / "fewer.csv"
+    fewer.write_text("\n".join(clicks_csv.read_text().split("\n")[:500]))
+    with pytest.raises(RawError, match=r"out: has clicks of clicks\.csv; expected another --out, or --force"):
+        preprocess(CLICKS, tmp_path / "out", fewer)
+    with pytest.raises(RawError, match="out: has clicks of"):
+        preprocess(dataclasses.replace(CLICKS, name="others"), tmp_path / "out", clicks_csv)
+    assert load(tmp_path / "out").schema.rows["train"] == 2400
+    preprocess(CLICKS, tmp_path / "out", fewer, force=True)
+    assert load(tmp_path / "out").schema.rows["train"] == 401

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlrm_mlet.data import raw
-from dlrm_mlet.data.raw import Format, RawError, open_raw
+from dlrm_mlet.data.datasets import Format
+from dlrm_mlet.data.raw import RawError, open_raw
 
 
 def rows_of(path: Path, columns: tuple[str, ...]) -> list[tuple[str | None, ...]]:
