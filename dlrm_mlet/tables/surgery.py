@@ -5,7 +5,7 @@ object, a bound method, goes on with the changed one.
 """
 
 import gc
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from typing import Any, TypeGuard
 
 import torch
@@ -141,24 +141,24 @@ def _is_distributed(tensor: Tensor) -> bool:
 def refuse_wrapped(model: nn.Module, expected: str, around: bool = True) -> None:
     """Raise ValueError where something keeps the model's parameters in ways of its own, within it or around it."""
     outside = _around(model) if around else ()
-    wrapped = next((module for module in (*model.modules(), *outside) if _wraps(module)), None)
+    wrapped = next((module for module in (*model.modules(), *outside) if _wraps(type(module))), None)
     if wrapped is not None:
         name = type(wrapped).__name__
         raise ValueError(f"the model is in {name}, which keeps the parameters that it had; expected {expected}")
 
 
-def _wraps(module: nn.Module) -> bool:
-    return any(kind.__name__ in WRAPPERS for kind in type(module).__mro__)
+def _wraps(kind: type) -> bool:
+    return any(base.__name__ in WRAPPERS for base in kind.__mro__)
 
 
 def _around(model: nn.Module) -> Iterator[nn.Module]:
     """In a process of several the wrappers around it, which it doesn't know."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        yield from (other for other in holding(model) if _wraps(other))
+        yield from holding(model, _wraps)
 
 
-def holding(model: nn.Module) -> Iterator[nn.Module]:
-    """All modules that are alive and have the model among their own."""
+def holding(model: nn.Module, kind: Callable[[type], bool]) -> Iterator[nn.Module]:
+    """The modules of some classes that are alive and have the model among their own: a look at all that is alive."""
     for other in gc.get_objects():
-        if issubclass(type(other), nn.Module) and other is not model and any(part is model for part in other.modules()):
+        if issubclass(type(other), nn.Module) and kind(type(other)) and any(part is model for part in other.modules()):
             yield other
