@@ -251,7 +251,7 @@ class DelimitedReader:
             end = self._last_row_end(text)
             if not end and text and (not chunk or len(text) > LONGEST_ROW):
                 self._refuse_stray_quote(text, row - header_to_skip)
-                within = "" if not chunk else f" within {LONGEST_ROW >> 20} MiB"
+                within = "" if not chunk else f" within {LONGEST_ROW >> 10:,} KiB"
                 if b"\n" not in text:
                     raise RawError(
                         f"{self.where(row)}: a line that doesn't end{within}; expected LF or CR LF line ends"
