@@ -57,9 +57,12 @@ class Model(nn.Module):
         super().__init__()
         self.tables, self.ways, self.held = nn.ModuleList(), [], []
         for i in range(data.draw(st.integers(1, 4))):
-            before = list(self.tables)
+            # torch's max_norm writes into the table at each lookup: what else reads it depends on the order
+            before = [table for table in self.tables if table.max_norm is None]
             kind = data.draw(st.sampled_from(["new", "new", "shared", "tied", "same memory"])) if before else "new"
             table = data.draw(st.sampled_from(before)) if kind == "shared" else embedding(data)
+            if kind != "new":
+                table.max_norm = None
             if kind == "tied":
                 table.weight = data.draw(st.sampled_from(before)).weight
             if kind == "same memory":
@@ -74,9 +77,10 @@ class Model(nn.Module):
                 case "frozen":
                     table.weight.requires_grad_(False)
             self.tables.append(table)
-            self.ways.append(data.draw(st.sampled_from([by_call, by_call, by_weight, by_function, by_scores])))
+            ways = [by_call, by_call, by_weight, by_function, by_scores]
+            self.ways.append(data.draw(st.sampled_from(ways if table.max_norm is None else [by_call])))
             self.held.append(HOLD[data.draw(st.sampled_from(list(HOLD)))](table))
-            if i and data.draw(st.integers(0, 9)) == 0:
+            if i and table.max_norm is None and data.draw(st.integers(0, 9)) == 0:
                 self.decoder = nn.Linear(D, N)
                 self.decoder.weight = table.weight
         self.head = nn.Linear(D, 2)
@@ -86,7 +90,7 @@ class Model(nn.Module):
         return self.head(torch.stack([F.normalize(vectors, dim=1) for vectors in found]).sum(0))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 @pytest.mark.filterwarnings("ignore:W2 of .* was never trained")
 def test_collapse_keeps_the_outputs_or_convert_refuses_with_a_reason(data):
