@@ -90,7 +90,7 @@ class Model(nn.Module):
         return self.head(torch.stack([F.normalize(vectors, dim=1) for vectors in found]).sum(0))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 @pytest.mark.filterwarnings("ignore:W2 of .* was never trained")
 def test_collapse_keeps_the_outputs_or_convert_refuses_with_a_reason(data):
