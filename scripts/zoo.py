@@ -409,14 +409,11 @@ def torch_rechub() -> Iterator[Entry]:
          lambda: (padded(), ids(LENGTH, rows=10000))),
         ("generative.RQVAEModel", lambda: g.RQVAEModel(20, [ROWS] * 2, D, [16], sk_epsilons=[0.0, 0.0]),
          lambda: (numbers(20),)),
-        ("generative.TIGERModel", lambda: tiger(g), lambda: (ids(LENGTH, rows=100),)),
     ]  # fmt: skip
     for name, model, what in models:
-        if name.endswith("TIGERModel"):
-            yield Entry("torch-rechub", name, lambda: (tiger(generative), (), token_ids(decoder=True)))
-            continue
         draw = what if callable(what) else lambda what=what: (named(*what),)
         yield Entry("torch-rechub", name, lambda model=model, draw=draw: (model(), draw(), {}))
+    yield Entry("torch-rechub", "generative.TIGERModel", lambda: (tiger(g), (), token_ids(decoder=True)))
 
 
 def tiger(generative: Any) -> nn.Module:

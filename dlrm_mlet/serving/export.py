@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from dlrm_mlet.extras import needs
+from dlrm_mlet.serving.lookups import Lookups
 from dlrm_mlet.tables.convert import TRAINED
-from dlrm_mlet.tables.quantize import Rows, bags_of_one_length
+from dlrm_mlet.tables.quantize import Rows
 from dlrm_mlet.tables.surgery import named
 
 with needs("serving"):
@@ -59,12 +58,11 @@ def export(
 
     `inputs` and `keywords` are the arguments of a call, of at least two rows: tensors, or dictionaries and lists of
     them, whose tensors become the file's inputs in their order, under `input_names`, or else their dictionary's keys
-    and keywords (a key that comes again gets a number); so do the tensors of what it returns, without None and numbers.
-    None, numbers and text are kept as they are. `dynamic` says for
-    an input, by its name, which dimensions are of any size: {"history": {0: "batch", 1: "length"}}, or {"items": {}}
-    for one that is no batch. The model is put into its evaluation mode; one in
-    bfloat16 is written in float32. Weights of over 2 GiB lie beside the file, in
-    <path>.data. An id outside of its table is an error there, as it is in torch.
+    and keywords (a key that comes again gets a number). None, numbers and text among them are kept as they are. The
+    outputs are the tensors of what the model returns, without None and numbers. `dynamic` says for an input, by its
+    name, which dimensions are of any size: {"history": {0: "batch", 1: "length"}}, or {"items": {}} for one that is no
+    batch. The model is put into its evaluation mode; one in bfloat16 is written in float32. Weights of over 2 GiB lie
+    beside the file, in <path>.data. An id outside of its table is an error there, as it is in torch.
 
     The file appears when ONNX Runtime has given the model's outputs on `inputs`, and on more and less of each dimension
     of any size, one included, where the model itself has an answer. Raises ExportError where it didn't, where torch
@@ -214,81 +212,13 @@ class _Call(nn.Module):
                     raise ExportError(f"the model takes a {dim} of {size} alone; expected any number")
 
 
-class _Defined(TorchFunctionMode):
-    """While it lasts, lookups are written so that ONNX has an answer of torch's for each id and any batch.
-
-    An id below 0 would be a row from the end there; it is made one that is an error, as in torch. Bags would
-    be loops.
-    """
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is F.embedding:
-            return _embedding(*args, **kwargs)
-        if function is F.embedding_bag:
-            input, weight, *rest = args
-            if input.dim() == 2:
-                return _embedding_bag(*args, **kwargs)
-            return function(_above(input, weight.shape[0]), weight, *rest, **kwargs)
-        if function in (torch.embedding, torch.index_select, Tensor.index_select) and len(args) > 1:
-            weight, *places, ids = args
-            return function(weight, *places, _above(ids, weight.shape[places[0] if places else 0]), **kwargs)
-        if function in (torch.gather, Tensor.gather) and len(args) == 3:
-            return function(args[0], args[1], _above(args[2], args[0].shape[args[1]]), **kwargs)
-        if function in (torch.squeeze, Tensor.squeeze):
-            # torch leaves a dimension that isn't 1, and its exporter writes a Squeeze that fails
-            dim = args[1] if len(args) > 1 else kwargs.get("dim")
-            if isinstance(dim, int) and isinstance(args[0].shape[dim], int) and args[0].shape[dim] != 1:
-                return args[0]
-        return function(*args, **kwargs)
-
-
-def _above(ids: Tensor, rows: int) -> Tensor:
-    """Ids below 0 as one that no table of so many rows has."""
-    return torch.where(ids < 0, rows, ids)
-
-
-def _embedding(
-    input: Tensor,
-    weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    *_: Any,
-    **__: Any,
-) -> Tensor:
-    found = torch.embedding(weight, _above(input, weight.shape[0]))
-    if max_norm is None:
-        return found
-    norm = torch.linalg.vector_norm(found, norm_type, dim=-1, keepdim=True)
-    return torch.where(norm > max_norm, found * (max_norm / (norm + 1e-7)), found)  # as torch does it in the table
-
-
-def _embedding_bag(
-    input: Tensor,
-    weight: Tensor,
-    offsets: None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2,
-    scale_grad_by_freq: bool = False,
-    mode: str = "mean",
-    sparse: bool = False,
-    per_sample_weights: Tensor | None = None,
-    include_last_offset: bool = False,
-    padding_idx: int | None = None,
-) -> Tensor:
-    rows = _embedding(input, weight, None, max_norm, norm_type)
-    padding_idx = padding_idx if padding_idx is None else padding_idx % weight.shape[0]
-    return bags_of_one_length(rows, input, mode, padding_idx, per_sample_weights)
-
-
 def _program(call: _Call, output_names: Sequence[str] | None) -> torch.onnx.ONNXProgram:
     with needs("serving"):
         import onnxscript  # noqa: F401, PLC0415  which torch's exporter needs, and loading an .onnx file doesn't
     dims = {name: torch.export.Dim(name) for name in call.rows}
     shapes = tuple({place: dims[dim] for place, dim in call.dims[name].items()} for name in call.names)
     try:
-        with _quiet(), _Defined():
+        with _quiet(), Lookups():
             program = torch.onnx.export(
                 call,
                 tuple(map(_written, call.tensors)),

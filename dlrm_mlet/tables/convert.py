@@ -232,12 +232,8 @@ def _made(
         try:
             layer = made[table] = _layer(table, _dim(dims, tables[table]))
             if (first := of_weight.setdefault(memory(table.weight), layer)) is not layer:
-                layer.inner_weight, layer.projections, layer._start = (
-                    first.inner_weight,
-                    first.projections,
-                    first._start,
-                )
-                layer.padding = first.padding
+                layer.inner_weight, layer.projections = first.inner_weight, first.projections
+                layer.padding, layer._start = first.padding, first._start
             elif from_pretrained:
                 layer.start_at(table.weight.detach())
         except ValueError as error:

@@ -160,8 +160,9 @@ class _MLET(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         """A padding row that is kept comes and goes with what is loaded."""
-        kept = state_dict.get(f"{prefix}padding")
-        self.padding = None if kept is None else torch.empty_like(kept, device=self.inner_weight.device)
+        if f"{prefix}inner_weight" in state_dict:  # else it says nothing of this table
+            kept = state_dict.get(f"{prefix}padding")
+            self.padding = None if kept is None else torch.empty_like(kept, device=self.inner_weight.device)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def product(self) -> Tensor:
