@@ -33,8 +33,8 @@ class Curve:
         return not self.inner_dim and self.arm in ("", "single")
 
     def values(self, d: int, measure: str) -> list[float]:
-        """A measure at d, a value a seed."""
-        return [row.measures[measure] for row in self.points[d]]
+        """A measure at d, a value a seed; empty where it was not taken, as on test where `read_test` is false."""
+        return [row.measures[measure] for row in self.points[d] if measure in row.measures]
 
     def mean(self, d: int, measure: str) -> float:
         """The measure's mean over seeds at d."""
@@ -117,8 +117,11 @@ def shrink_factors(curve: Curve, single: Curve, measure: str) -> dict[int, tuple
 def paired_gains(better: Sequence[Row], base: Sequence[Row], measure: str) -> list[float]:
     """How much better the first runs are than the second, seed by seed where both have one; positive is better."""
     sign = 1 if measure.endswith("auc") else -1
-    known: Mapping[int, float] = {row.seed: row.measures[measure] for row in base}
-    return [sign * (row.measures[measure] - known[row.seed]) for row in better if row.seed in known]
+    known: Mapping[int, float] = {row.seed: row.measures[measure] for row in base if measure in row.measures}
+    pairs = [
+        (row.measures[measure], known[row.seed]) for row in better if row.seed in known and measure in row.measures
+    ]
+    return [sign * (mine - other) for mine, other in pairs]
 
 
 def gains(curve: Curve, single: Curve, d: int, measure: str) -> list[float]:
@@ -143,6 +146,32 @@ def zero_cost(curves: Sequence[Curve], single: Curve, measure: str) -> list[tupl
 
 
 def spread(values: Sequence[float]) -> str:
-    """mean ± sample standard deviation; without the latter for a single value."""
+    """mean ± sample standard deviation; without the latter for a single value, and – for none."""
+    if not values:
+        return "–"
     mean = f"{statistics.fmean(values):.4f}"
     return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
+
+
+def by_row_rate(rows: Sequence[Row]) -> dict[tuple[str, int], dict[float, list[float] | None]]:
+    """Validation AUC by how far a row that occurs once in a batch moves: table rate / batch size, times k/16 for MLET.
+
+    k/16 is by how much W1 W2 moves further than a single layer at the same rate, with entries of W2 of variance 1/16
+    (paper, section 3). By inner dimension and batch size; of the MLPs' rates the one with the best mean, and None where
+    at each of them some seed diverged.
+    """
+    found: dict[tuple[str, int], dict[float, list[float] | None]] = {}
+    for row in rows:
+        found.setdefault((row.inner_dim, int(row.settings["batch_size"])), {})
+    for (inner_dim, batch_size), scores in found.items():
+        mine = [row for row in rows if (row.inner_dim, int(row.settings["batch_size"])) == (inner_dim, batch_size)]
+        for rate in sorted({float(row.settings["table_learning_rate"]) for row in mine}):
+            trials: dict[str, list[float | None]] = {}
+            for row in mine:
+                if float(row.settings["table_learning_rate"]) == rate:
+                    auc = row.measures.get("validation_auc")
+                    trials.setdefault(row.settings.get("learning_rate", ""), []).append(auc)
+            whole = [[auc for auc in trial if auc is not None] for trial in trials.values() if None not in trial]
+            moved = rate / batch_size * (int(inner_dim) / 16 if inner_dim else 1)
+            scores[round(moved, 6)] = max(whole, key=statistics.fmean, default=None)
+    return found

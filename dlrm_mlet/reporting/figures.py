@@ -9,7 +9,7 @@ from typing import Any
 
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing
-from dlrm_mlet.reporting.curves import Curve, model_name
+from dlrm_mlet.reporting.curves import Curve, by_row_rate, model_name
 from dlrm_mlet.reporting.results import Row, Spectrum
 
 with needs("reporting"):
@@ -213,14 +213,15 @@ def equation_6(changes: Sequence[Mapping[str, str]], path: Path) -> None:
             ax.legend(frameon=False)
 
 
-def over_table_rate(trials: Mapping[str, Sequence[Row]], paper: float, path: Path) -> None:
+def over_table_rate(trials: Mapping[str, Sequence[Row]], paper: float, name: str, path: Path) -> None:
     """Validation AUC against the tables' learning rate, a panel per optimizer, single layer and MLET side by side.
 
     `trials` are those that differ in the tables' rate alone; `paper` is the rate that the paper has for everything.
     """
-    title = "DLRM on NYC flights: mean ± standard deviation over 3 seeds"
+    seeds = len({row.seed for rows in trials.values() for row in rows})
+    title = f"DLRM on {name}: mean ± standard deviation over {seeds} seeds"
     with _figure(path, len(trials), title, width=5.2) as axes:
-        for ax, (name, rows) in zip(axes, trials.items(), strict=True):
+        for ax, (optimizer, rows) in zip(axes, trials.items(), strict=True):
             models = dict.fromkeys((row.embedding_dim, row.inner_dim) for row in rows)
             for d, inner_dim in sorted(models, key=lambda model: (model[1] != "", model[0])):
                 mine = [row for row in rows if (row.embedding_dim, row.inner_dim) == (d, inner_dim)]
@@ -230,22 +231,58 @@ def over_table_rate(trials: Mapping[str, Sequence[Row]], paper: float, path: Pat
                 ax.errorbar(
                     rates,
                     [statistics.fmean(values) for values in by_rate],
-                    [statistics.stdev(values) for values in by_rate],
+                    [statistics.stdev(values) if len(values) > 1 else 0.0 for values in by_rate],
                     label=f"MLET k={inner_dim}, d={d}" if inner_dim else f"single layer, d={d}",
                     color="#31688e" if inner_dim else "black",
                     linestyle="-" if inner_dim else "--",
                     marker="s" if d == max(models)[0] else "o",
                     capsize=2,
                 )
-            if name == "SGD":
+            if optimizer == "SGD":
                 ax.axvline(paper, color="0.5", linestyle=":")
                 ax.annotate(f"the paper's {paper}", (paper, 0.03), xycoords=("data", "axes fraction"), xytext=(4, 0),
                             textcoords="offset points", color="0.35", fontsize=9)  # fmt: skip
             ax.set_xscale("log")
             ax.set_xlabel("learning rate of the tables")
             ax.set_ylabel("validation AUC")
-            ax.set_title(f"{name}, the MLPs at {rows[0].tuned['learning_rate']}", fontsize=10)
-            ax.legend(frameon=False, fontsize=9, loc="lower right" if name == "SGD" else "lower left")
+            ax.set_title(f"{optimizer}, the MLPs at {rows[0].tuned['learning_rate']}", fontsize=10)
+            ax.legend(frameon=False, fontsize=9, loc="lower right" if optimizer == "SGD" else "lower left")
+
+
+def over_row_rate(rows: Sequence[Row], paper: float, name: str, path: Path) -> None:
+    """Validation AUC against table rate / batch size, a curve a batch size, a panel for each model.
+
+    `paper` is the paper's rate over its batch size. A cross at the foot is a rate at which some seed diverged.
+    """
+    found = by_row_rate(rows)
+    models = list(dict.fromkeys(inner_dim for inner_dim, _ in found))
+    sizes = sorted({size for _, size in found})
+    ticks = sorted({rate for scores in found.values() for rate in scores})
+    seeds = len({row.seed for row in rows})
+    with _figure(path, len(models), f"{name}: mean ± standard deviation over {seeds} seeds", width=5.6) as axes:
+        for ax, inner_dim in zip(axes, models, strict=True):
+            for i, size in enumerate(sizes):
+                scores = found[inner_dim, size]
+                whole = {rate: values for rate, values in scores.items() if values}
+                look, aside = _look(i, len(sizes)), 2 ** (0.06 * i)  # so that error bars don't hide one another
+                means = [statistics.fmean(values) for values in whole.values()]
+                bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in whole.values()]
+                ax.errorbar([rate * aside for rate in whole], means, bars, capsize=2, label=f"B = {size}", **look)
+                lost = [rate * aside for rate, values in scores.items() if not values]
+                ax.plot(lost, [0.03 * (i + 1)] * len(lost), "x", color=look["color"],
+                        transform=ax.get_xaxis_transform())  # fmt: skip
+            ax.axvline(paper, color="0.5", linestyle=":")
+            ax.annotate("the paper's", (paper, 0.93), xycoords=("data", "axes fraction"), xytext=(4, 0),
+                        textcoords="offset points", color="0.35", fontsize=9)  # fmt: skip
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            ax.set_xlabel("table learning rate / B" + (f" · k/16 (k = {inner_dim})" if inner_dim else ""))
+            ax.set_ylabel("validation AUC")
+            ax.set_title(model_name("", inner_dim), fontsize=10)
+            ax.legend(frameon=False, fontsize=9, loc="center left")
+        limits = [limit for ax in axes for limit in ax.get_ylim()]
+        for ax in axes:
+            ax.set_ylim(min(limits), max(limits))
 
 
 def over_rate(scores: Mapping[str, Mapping[float, Sequence[float]]], measure: str, path: Path) -> None:

@@ -12,6 +12,7 @@ from dlrm_mlet.reporting import figures, results
 from dlrm_mlet.reporting.curves import (
     Curve,
     Difference,
+    by_row_rate,
     difference,
     gains,
     make_curves,
@@ -28,6 +29,8 @@ COMPANIONS = ("-trials", "-spectra", "-frequency")
 """Endings of tables that lie beside an experiment's own."""
 SMALLER = ("tables", "served_as", "served_rank")
 """Settings that change served bytes by other means than d."""
+STEP = ("batch_size", "table_learning_rate")
+"""Settings of the law of the step."""
 BOTH = ("validation_auc", "validation_log_loss")
 
 
@@ -72,6 +75,9 @@ def draw(table: Path, target: Path) -> list[Path]:
     elif any(key in SMALLER for row in rows for key in row.settings):
         figures.over_bytes(rows, name, place)
         written += figures.files(place)
+    elif all(key in rows[0].settings for key in STEP):
+        figures.over_row_rate(rows, TrainingConfig.learning_rate / TrainingConfig.batch_size, name, place)
+        written += figures.files(place)
     elif any(curve.points for curve in curves):
         figures.over_dimension(curves, BOTH, name, place)
         written += figures.files(place)
@@ -82,8 +88,9 @@ def draw(table: Path, target: Path) -> list[Path]:
         figures.growth(found, name, target / f"{table.stem}-growth")
         written += figures.files(target / f"{table.stem}-spectra") + figures.files(target / f"{table.stem}-growth")
         page += "\n".join(["", *_spectra_table(found), ""])
-    if (beside := table.with_name(f"{table.stem}-frequency.csv")).exists():
-        page += "\n".join(["", *_frequency_table(results.read_thirds(beside)), ""])
+    beside = table.with_name(f"{table.stem}-frequency.csv")
+    if beside.exists() and (gained := _frequency_table(results.read_thirds(beside))):
+        page += "\n".join(["", *gained, ""])
     with replacing(target / f"{table.stem}.md") as partial:
         partial.write_text(page, encoding="utf-8")
     return [*written, target / f"{table.stem}.md"]
@@ -105,7 +112,7 @@ def draw_rates(dataset: Path, target: Path) -> list[Path]:
         if rows:
             trials[optimizer] = rows
     place = target / "table-learning-rate"
-    figures.over_table_rate(trials, TrainingConfig.learning_rate, place)
+    figures.over_table_rate(trials, TrainingConfig.learning_rate, dataset.name, place)
     return figures.files(place)
 
 
@@ -144,6 +151,11 @@ def markdown(rows: Sequence[Row], curves: Sequence[Curve], name: str, source: st
         lines += ["", "## What was chosen on validation", "", *_tuned_table(curves)]
     if any(key in SMALLER for row in rows for key in row.settings):
         return "\n".join([*lines, "", "## The Pareto front of served bytes and AUC", "", *_pareto_table(rows)]) + "\n"
+    if all(key in rows[0].settings for key in STEP):
+        return (
+            "\n".join([*lines, "", "## The best table learning rate for each batch size", "", *_step_table(rows)])
+            + "\n"
+        )
     single = next((curve for curve in curves if curve.single), None)
     others = [curve for curve in curves if not curve.single]
     if single and others:
@@ -204,6 +216,35 @@ def _pareto_table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def _step_table(rows: Sequence[Row]) -> list[str]:
+    lines = [
+        "Of the rates at which no seed diverged, with the better of the MLPs' rates. The rate per row is the table's "
+        "rate divided by the batch size B, times k/16 for MLET: how far a row moves, of its own gradient, where it "
+        "occurs once in the batch.",
+        "",
+        "| model | B | best table rate | rate per row | validation AUC | largest at which no seed diverged |",
+        "|---|--:|--:|--:|---|--:|",
+    ]
+    for (inner_dim, size), scores in by_row_rate(rows).items():
+        whole = {rate: values for rate, values in scores.items() if values}
+        best = max(whole, key=lambda rate: statistics.fmean(whole[rate]), default=None)
+        if best is None:
+            lines.append(f"| {model_name('', inner_dim)} | {size} | – | – | – | none |")
+            continue
+        table_rate = best * size * (16 / int(inner_dim) if inner_dim else 1)
+        edge = " (the largest tried)" if max(whole) == max(scores) else ""
+        cells = [
+            model_name("", inner_dim),
+            size,
+            f"{table_rate:g}",
+            f"{best:g}",
+            spread(whole[best]),
+            f"{max(whole):g}{edge}",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
 def _shrink_table(others: Sequence[Curve], single: Curve, measure: str) -> list[str]:
     lines = [
         "The smallest measured d whose mean over seeds is at least as good as the single layer's at the column's d, "
@@ -230,8 +271,9 @@ def _gain_table(others: Sequence[Curve], single: Curve) -> list[str]:
     for curve in others:
         for d in curve.points:
             found = [gains(curve, single, d, measure) for measure in results.MEASURES]
-            if all(found):
-                auc, loss, *test = map(difference, found)
+            if all(found[:2]):
+                auc, loss, *test = (difference(values) if values else "–" for values in found)
+                assert isinstance(loss, Difference)
                 cells = " | ".join(map(str, (auc, loss, *test)))
                 lines.append(f"| {curve.label} | {d} | {loss.n} | {cells} |")
                 best = max(filter(None, (best, (loss.mean, f"{loss}, n={loss.n}, {curve.label} at d={d}"))))
@@ -296,4 +338,4 @@ def _frequency_table(thirds: Sequence[Third]) -> list[str]:
             first = pairs[0][0]
             cells = [model_name(key[0], key[1]), key[2], key[3], f"{first.rows:,}", first.at_most, auc, loss]
             lines.append(f"| {' | '.join(map(str, cells))} |")
-    return lines
+    return lines if others and base else []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dlrm_mlet.reporting import figures, reproduction, results
-from dlrm_mlet.reporting.curves import difference, gains, make_curves, shrink_factors, zero_cost
+from dlrm_mlet.reporting.curves import by_row_rate, difference, gains, make_curves, shrink_factors, zero_cost
 from dlrm_mlet.reporting.report import draw, report
 from dlrm_mlet.reporting.results import ResultsError
 
@@ -127,3 +127,39 @@ def test_a_damaged_table_is_named_by_line(table, change, line):
 def test_without_results_there_is_nothing_to_draw(tmp_path):
     with pytest.raises(FileNotFoundError, match="no results; expected"):
         report(tmp_path)
+
+
+def test_without_test_metrics_a_page_is_drawn_with_dashes(table):
+    table.write_text("\n".join(_without_test(line) for line in table.read_text().splitlines()) + "\n")
+    draw(table, table.parent)
+    assert "| MLET k=16 | 4 | 3 | 0.7211 ± 0.0001 | 0.2789 ± 0.0001 | – | – |" in (table.parent / "grid.md").read_text()
+
+
+def _without_test(line: str) -> str:
+    cells = line.split(",")
+    if "finished" in cells:
+        cells[7:9] = "", ""
+    return ",".join(cells)
+
+
+def test_the_law_of_the_step_compares_rates_per_row_and_tells_what_diverged(tmp_path):
+    path = tmp_path / "results" / "clicks" / "batch-size.csv"
+    path.parent.mkdir(parents=True)
+    head = HEADER.replace("embedding_dim,", "embedding_dim,batch_size,learning_rate,table_learning_rate,")
+    lines = [head]
+    for k, size, rate, mlp, auc in [
+        ("", 100, 10, 0.2, 0.7), ("", 100, 20, 0.2, 0.8), ("", 100, 20, 0.4, 0.81), ("", 100, 40, 0.2, None),
+        ("64", 100, 5, 0.2, 0.75),
+    ]:  # fmt: skip
+        for seed in (0, 1):
+            lost = auc is None and seed == 1
+            measures = "diverged,,,," if lost else f"finished,{(auc or 0.9) + 0.002 * seed},0.5,,"
+            lines.append(f"{'mlet' if k else 'single'},{k},8,{size},{mlp},{rate},{seed},{measures},9,9,9,9,9,1,cpu,2,c")
+    path.write_text("\n".join(lines) + "\n")
+    scores = by_row_rate(results.read(path))
+    assert scores["", 100] == {0.1: [0.7, 0.702], 0.2: [0.81, 0.812], 0.4: None}
+    assert scores["64", 100] == {0.2: [0.75, 0.752]}  # 5 / 100 * 64 / 16
+    draw(path, path.parent)
+    page = path.with_suffix(".md").read_text()
+    assert "| single layer | 100 | 20 | 0.2 | 0.8110 ± 0.0014 | 0.2 |" in page
+    assert "| MLET k=64 | 100 | 5 | 0.2 | 0.7510 ± 0.0014 | 0.2 (the largest tried) |" in page
