@@ -59,10 +59,12 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("preprocess", _preprocess, "raw file -> columns on disk")
     add("dataset", help="a built-in data set's name, or the .toml file that describes one: see docs/datasets.md")
-    raw = "CSV, TSV or Parquet, or a directory of parts; the bundled data sets need none"
-    add("--raw", type=Path, metavar="PATH", help=raw)
+    raw = "CSV, TSV or Parquet, or directories of parts, one after another; the bundled data sets need none"
+    add("--raw", type=Path, nargs="+", metavar="PATH", help=raw)
     add("--out", type=Path, metavar="DIR", help="default: data/<name>")
     add("--force", action="store_true", help="replace a data set that was made of other rows")
+    extend = "go on with the ids of this directory, of the same data set's earlier rows: see train --from"
+    add("--extend", type=Path, metavar="DIR", help=extend)
 
     add = command("synthesize", _synthesize, "a raw file of a data set's format, of any size")
     add("dataset", help="criteo-kaggle or avazu")
@@ -109,16 +111,21 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("export", _export, "a run's model as ONNX, checked in ONNX Runtime on validation rows")
     add("checkpoint", type=Path, help="a run's checkpoint.pt")
-    add("--out", type=Path, required=True, metavar="FILE", help="such as model.onnx")
+    add("--out", type=Path, metavar="FILE", help="such as model.onnx")
+    add("--bundle", type=Path, metavar="DIR", help="the model with all that predict needs, to be carried away")
     add("--quantize", choices=["int8", "int4", "fp16"], help="fewer bits a number in the tables; default: float32")
     add("--data", type=Path, metavar="DIR", help=data)
 
     add = command("predict", _predict, "the probability of a click for each row, as CSV")
-    add("model", type=Path, help="a run's checkpoint.pt, or an exported .onnx file")
-    add("rows", type=Path, help="a raw file, with or without labels, or a data set's directory")
+    add("model", type=Path, help="a bundle, an exported .onnx file, or a run's checkpoint.pt")
+    rows = "raw files, with or without labels, or directories of parts; or a data set's directory"
+    add("rows", type=Path, nargs="+", help=rows)
     add("--out", type=Path, required=True, metavar="FILE", help="such as probabilities.csv")
-    add("--dataset", metavar="FILE", help="the .toml file of a data set of one's own whose raw files have no header")
-    add("--data", type=Path, metavar="DIR", help="what the model was trained on; default: data/<dataset>")
+    keep = "columns of the raw file to write beside the probability, such as row_id,user"
+    add("--keep", type=lambda names: names.split(","), default=[], metavar="COLUMNS", help=keep)
+    add("--allow-unseen", action="store_true", help="go on where most values of a column are unknown")
+    trained = "what the model was trained on; default: data/<dataset>, and a bundle needs none"
+    add("--data", type=Path, metavar="DIR", help=trained)
 
     add = command("benchmark", _benchmark, "the time of a training step: Table 2 on this machine")
     add("--out", type=Path, metavar="FILE", help="default: results/benchmarks/step-<device type>.json")
@@ -140,7 +147,7 @@ def _preprocess(options: argparse.Namespace) -> None:
 
     dataset = datasets.load(options.dataset)
     out = options.out or DATA / dataset.name
-    schema = preprocess(dataset, out, options.raw, options.force)
+    schema = preprocess(dataset, out, options.raw, options.force, options.extend)
     for mismatch in schema.mismatches:
         print(f"dlrm-mlet: warning: {dataset.name}: {mismatch}; this may be another file", file=sys.stderr)
     rows = ", ".join(f"{split} {count:,}" for split, count in schema.rows.items())
@@ -222,11 +229,17 @@ def _spectrum(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from dlrm_mlet.serving.finished import export_served
+    from dlrm_mlet.serving.finished import export_bundle, export_served
     from dlrm_mlet.training import checkpoint
 
+    if (options.out is None) == (options.bundle is None):
+        raise ValueError("expected either --out FILE or --bundle DIR")
     served, bits = checkpoint.load(options.checkpoint), {"int8": 8, "int4": 4, "fp16": 16, None: 32}[options.quantize]
-    done = export_served(served, options.data or DATA / served.columns.dataset, options.out, bits)
+    data = options.data or DATA / served.columns.dataset
+    if options.bundle is None:
+        done = export_served(served, data, options.out, bits)
+    else:
+        done = export_bundle(served, data, options.bundle, bits)
     for name, measured in (("torch, as trained", done.torch), ("ONNX Runtime", done.onnx)):
         print(f"{name}: validation AUC {measured.auc:.6f}, LogLoss {measured.log_loss:.6f}")
     same = f"the {options.quantize} model's in torch" if options.quantize else "torch's"
@@ -236,15 +249,22 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from dlrm_mlet.data import datasets
     from dlrm_mlet.serving.predict import open_model, predict
 
     model = open_model(options.model)
-    dataset = datasets.load(options.dataset) if options.dataset else None
-    rows, unseen = predict(model, options.rows, options.out, options.data or DATA / model.dataset, dataset)
-    for column, count in unseen.items():
-        print(f"dlrm-mlet: warning: {column}: {count:,} values that the data set doesn't have", file=sys.stderr)
-    print(f"{options.out}: {rows:,} probabilities")
+    data = options.data or DATA / model.dataset
+    done = predict(model, options.rows, options.out, data, options.keep, options.allow_unseen)
+    for column, its in done.unseen.items():
+        examples = ", ".join(map(repr, its.examples))
+        print(
+            f"dlrm-mlet: {column}: {its.count:,} of {its.values:,} values ({its.share:.1%}) are unknown, such as "
+            f"{examples}; training has {', '.join(map(repr, its.known))} and others",
+            file=sys.stderr,
+        )
+    if done.quality:
+        auc = "undefined, as all labels are alike" if done.quality.auc is None else f"{done.quality.auc:.6f}"
+        print(f"{done.quality.rows:,} rows have labels: AUC {auc}, LogLoss {done.quality.log_loss:.6f}")
+    print(f"{options.out}: {done.rows:,} probabilities, in the order of the rows; {done.rows_per_second:,.0f} rows/s")
 
 
 def _benchmark(options: argparse.Namespace) -> None:

@@ -1,99 +1,60 @@
 """A data set's directory -> its columns, memory-mapped, and seeded batches of them."""
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dlrm_mlet.toml import build
-
-SPLITS = ("train", "validation", "test")
-
-
-class ColumnsError(ValueError):
-    """A data set's directory that is missing, damaged or incomplete: names the file and what was expected."""
-
-
-@dataclass(frozen=True)
-class Schema:
-    """What a data set's directory holds: schema.json."""
-
-    dataset: str
-    label: str
-    dense: tuple[str, ...]
-    categorical: tuple[str, ...]
-    table_rows: tuple[int, ...]
-    """n of each categorical column: the rows of its table."""
-    rows: dict[str, int]
-    """Rows of each split; they lie in this order."""
-    split: str
-    split_seed: int
-    transform: dict[str, str]
-    source: dict[str, str | int]
-    """The raw file: its name, and its text's bytes and sha256."""
-    vocabulary: str
-    """SHA-256 of the values, in the order of their ids."""
-    mismatches: tuple[str, ...]
-    """What differs from the counts that are known of the whole data set."""
-    null_values: tuple[str, ...] = ()
-    integer: tuple[str, ...] = ()
-    """These two as in the data set: what predict has to read in the same way."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """As in schema.json."""
-        return asdict(self)
-
-    @property
-    def fingerprint(self) -> str:
-        """12 hexadecimal digits that differ where the columns could; the name of the raw file is nothing to them."""
-        said = self.as_dict()
-        if "sha256" in self.source:
-            said["source"] = {key: value for key, value in self.source.items() if key != "name"}
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+from dlrm_mlet.data import schema as schemas
+from dlrm_mlet.data.schema import LEFT_OUT, SPLITS, ColumnsError, Schema
 
 
 class Batch(NamedTuple):
     """B rows of a data set."""
 
     dense: Tensor  # (B, dense columns) float32
-    sparse: Tensor  # (B, F) int32
+    sparse: Tensor  # (B, F) int32; of a multi-valued column as many as it may have values, -1 where it has fewer
     label: Tensor  # (B,) float32: 0 or 1
+    weight: Tensor | None = None  # (B,) float32, where the data set has weights
 
     def to(self, device: torch.device) -> "Batch":
         """The same rows on a device."""
-        return Batch(self.dense.to(device), self.sparse.to(device), self.label.to(device))
+        return Batch(*(None if array is None else array.to(device) for array in self))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """All rows of a data set, still on disk: dense (rows, dense columns), sparse (rows, F), label (rows,)."""
+    """All rows of a data set, still on disk: as in a `Batch`, label and weight (rows,)."""
 
     schema: Schema
     dense: Tensor
     sparse: Tensor
     label: Tensor
+    weight: Tensor | None = None
 
-    def arrays(self) -> tuple[Tensor, Tensor, Tensor]:
-        """dense, sparse and label."""
-        return self.dense, self.sparse, self.label
+    def arrays(self) -> dict[str, Tensor]:
+        """dense, sparse, label, and weight where there is one."""
+        found = {"dense": self.dense, "sparse": self.sparse, "label": self.label}
+        return found if self.weight is None else found | {"weight": self.weight}
 
     @property
     def nbytes(self) -> int:
         """Bytes of all columns."""
-        return sum(array.nbytes for array in self.arrays())
+        return sum(array.nbytes for array in self.arrays().values())
 
     def to(self, device: torch.device) -> "Columns":
         """The same columns, all of them resident on a device."""
-        dense, sparse, label = (array.to(device) for array in self.arrays())
-        return replace(self, dense=dense, sparse=sparse, label=label)
+        return self.of({name: array.to(device) for name, array in self.arrays().items()})
+
+    def of(self, arrays: dict[str, Tensor]) -> "Columns":
+        """The same data set's rows in other memory."""
+        return Columns(self.schema, **arrays)
 
     def range(self, split: str) -> tuple[int, int]:
         """First row of a split, and the row after its last."""
@@ -102,7 +63,8 @@ class Columns:
 
     def rows(self, chosen: Tensor | slice) -> Batch:
         """The rows at the given places, in memory."""
-        return Batch(self.dense[chosen], self.sparse[chosen], self.label[chosen].float())
+        weight = None if self.weight is None else self.weight[chosen]
+        return Batch(self.dense[chosen], self.sparse[chosen], self.label[chosen].float(), weight)
 
     def order(self, split: str, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
         """(rows of the split,): their places in an order drawn from `generator`; with several, an axis before it."""
@@ -139,19 +101,14 @@ def load(directory: str | Path) -> Columns:
     Every id is one of its table's rows.
     """
     directory = Path(directory)
-    path = directory / "schema.json"
-    try:
-        schema = build(Schema, json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ColumnsError(f"{path}: no such file; expected a data set that `dlrm-mlet preprocess` wrote") from None
-    except (ValueError, TypeError) as error:
-        raise ColumnsError(f"{path}: not a data set's schema: {error}; preprocess it again") from None
+    schema = schemas.load(directory / "schema.json")
     rows = sum(schema.rows.values())
     columns = Columns(
         schema,
         dense=_map(directory / "dense.npy", (rows, len(schema.dense)), np.float32),
-        sparse=_map(directory / "sparse.npy", (rows, len(schema.categorical)), np.int32),
+        sparse=_map(directory / "sparse.npy", (rows, sum(schema.slots)), np.int32),
         label=_map(directory / "label.npy", (rows,), np.uint8),
+        weight=_map(directory / "weight.npy", (rows,), np.float32) if schema.weight else None,
     )
     _check_ids(columns, directory / "sparse.npy")
     return columns
@@ -159,14 +116,19 @@ def load(directory: str | Path) -> Columns:
 
 def _check_ids(columns: Columns, path: Path) -> None:
     """Refuse an id that its table doesn't have, once, so that no step of a training needs to look."""
-    limits = torch.tensor(columns.schema.table_rows, dtype=torch.int32)
+    schema = columns.schema
+    slots = torch.tensor(schema.slots)
+    limits = torch.tensor(schema.table_rows, dtype=torch.int32).repeat_interleave(slots)
+    lowest = torch.tensor([LEFT_OUT if kind else 0 for kind in schema.pooling], dtype=torch.int32)
+    lowest = lowest.repeat_interleave(slots)
     for part in columns.sparse.split(1 << 20):
-        if len(part) and len(limits) and ((part.amin(dim=0) < 0) | (part.amax(dim=0) >= limits)).any():
-            wrong = (columns.sparse < 0) | (columns.sparse >= limits)
-            row, f = wrong.nonzero()[0].tolist()
-            name, id = columns.schema.categorical[f], columns.sparse[row, f].item()
+        if len(part) and len(limits) and ((part.amin(dim=0) < lowest) | (part.amax(dim=0) >= limits)).any():
+            wrong = (columns.sparse < lowest) | (columns.sparse >= limits)
+            row, place = wrong.nonzero()[0].tolist()
+            f = int(torch.arange(len(slots)).repeat_interleave(slots)[place])
+            name, id = schema.categorical[f], columns.sparse[row, place].item()
             raise ColumnsError(
-                f"{path}: row {row} of {name} has id {id}; expected 0 to {limits[f].item() - 1}; "
+                f"{path}: row {row} of {name} has id {id}; expected {lowest[place]} to {limits[place].item() - 1}; "
                 "preprocess the data set again"
             )
 

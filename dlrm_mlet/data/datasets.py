@@ -1,9 +1,10 @@
 """What each data set is, as data: its columns, their transforms, how its rows are split, which counts to expect."""
 
 import codecs
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dlrm_mlet.toml import ConfigError, build, read_toml
 
@@ -25,6 +26,32 @@ class Format:
 
 
 @dataclass(frozen=True)
+class MultiValued:
+    """How a categorical column with several values a row is read, and how their vectors become one."""
+
+    column: str | None = None
+    """Of the raw file, where it has another name."""
+    separator: str = "|"
+    """Between the values, where they are text; a list column of Parquet has its own."""
+    pooling: Literal["mean", "sum"] = "mean"
+    """Of the values' vectors. A row without values has a vector of zeros."""
+    max_values: int = 16
+    """Of a row: so many places has each row in sparse.npy."""
+    longer: Literal["refuse", "first", "last"] = "refuse"
+    """What of a row with more values is kept: the first or the last ones; or it is an error."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """A categorical or dense column that is a part of a time: ISO 8601, or seconds or milliseconds since 1970."""
+
+    column: str
+    """Of the raw file, with the time; one with an offset is turned into UTC, any other is taken as it is."""
+    part: Literal["hour", "weekday", "day"]
+    """0 to 23; 1 (Monday) to 7; 1 to 31."""
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A table of clicks: one label, numbers, and values to embed. A user's own is a TOML file with these keys."""
 
@@ -36,11 +63,34 @@ class Dataset:
     """Columns of numbers; a missing one is 0."""
     categorical: tuple[str, ...]
     """Columns of values of any kind, compared as text; a missing one is a value of its own."""
-    split: Literal["random", "ordered", "days"] = "random"
-    """80/10/10 for training, validation and test: drawn at random, or in the rows' own order. "days": in the rows' own
-    order six sevenths, which are days of near-equal length, for training, and the last day halved."""
+    split: Literal["random", "ordered", "days", "time", "column", "files"] = "random"
+    """Into training, validation and test: drawn at random; "ordered": in the rows' own order; "time": by the times of
+    the column `split_by`; "column": by what the column `split_by` says, train, validation or test; "files": by three
+    raw files, in this order; "days": in the rows' own order six sevenths, which are days of near-equal length, for
+    training, and the last day halved."""
     split_seed: int = 0
     """Of a random split."""
+    split_by: str | None = None
+    """The column that decides a split by time or by a column."""
+    fractions: tuple[float, ...] = (0.8, 0.1, 0.1)
+    """Of training, validation and test, where the split is random, ordered or by time. Rows of one time stay
+    together."""
+    split_at: tuple[str, ...] = ()
+    """The times at which validation and test begin, in place of fractions: ["2014-10-29", "2014-10-30"]."""
+    vocabulary: Literal["all", "train"] | None = None
+    """Which rows' values have ids: all, as in the paper, or those of training, so that a value first seen in validation
+    is what it will be when served. None: training's where the split is by time, column or files, else all."""
+    min_count: int | dict[str, int] = 1
+    """A column's values that fewer rows have (of training) share one row of its table; a number, or one a column."""
+    hash_buckets: dict[str, int] = field(default_factory=dict)
+    """Of a categorical column without end: so many rows, and a value's is its CRC-32 modulo their number."""
+    multi_valued: dict[str, MultiValued] = field(default_factory=dict)
+    """Categorical columns that have several values a row."""
+    times: dict[str, Time] = field(default_factory=dict)
+    """Columns, categorical or dense, that are parts of a time."""
+    weight: str | None = None
+    """A column of numbers, 0 and more, by which a row counts in the loss and in the metrics; divided by their mean over
+    training."""
     transform: dict[str, Transform] = field(default_factory=dict)
     """Of a dense column, where it isn't log1p: log(1 + max(x, 0))."""
     columns: tuple[str, ...] = ()
@@ -68,13 +118,13 @@ class Dataset:
     """Expected distinct values of each categorical column of the whole data set (n, a row of its table each)."""
 
     def __post_init__(self) -> None:
-        columns = (self.label, *self.dense, *self.categorical)
+        columns = (self.label, *self.dense, *self.categorical, *([self.weight] if self.weight else []))
         twice = sorted({column for column in columns if columns.count(column) > 1})
         if twice:
             raise ConfigError(f"columns {', '.join(twice)} are named twice: each has one role")
         if not self.categorical:
             raise ConfigError("categorical = []: expected at least one column to embed")
-        unknown = sorted(({*columns} if self.columns else set()) - set(self.columns))
+        unknown = sorted(({*self.raw_columns()} if self.columns else set()) - set(self.columns))
         if unknown:
             raise ConfigError(
                 f"columns: {', '.join(unknown)} not among them; expected all columns of the file in order"
@@ -85,14 +135,82 @@ class Dataset:
             codecs.lookup(self.encoding)
         except LookupError:
             raise ConfigError(f"encoding = {self.encoding!r}: expected one that Python knows, as latin-1") from None
-        for key, names in (("hexadecimal", self.hexadecimal), ("integer", self.integer)):
+        for key, names in (
+            ("hexadecimal", self.hexadecimal), ("integer", self.integer), ("hash_buckets", self.hash_buckets),
+            ("multi_valued", self.multi_valued),
+            ("min_count", self.min_count if isinstance(self.min_count, dict) else ()),
+        ):  # fmt: skip
             if strangers := sorted(set(names) - set(self.categorical)):
                 raise ConfigError(f"{key}: {strangers[0]} is not a categorical column")
         if not self.name or self.name[0] == "." or set(self.name) & set("/\\:\0"):
             raise ConfigError(f"name = {self.name!r}: expected a name that a directory can have, without / and \\")
+        self._check_split()
+        self._check_kinds()
         strangers = sorted(set(self.transform) - set(self.dense))
         if strangers:
             raise ConfigError(f"transform.{strangers[0]}: not a dense column; expected one of {', '.join(self.dense)}")
+
+    def _check_split(self) -> None:
+        if (self.split in ("time", "column")) != (self.split_by is not None):
+            raise ConfigError(f"split_by = {self.split_by!r}: expected a column where split is time or column, only")
+        shares = [Fraction(str(share)) for share in self.fractions]
+        if len(shares) != 3 or min(shares) <= 0 or sum(shares) != 1:
+            raise ConfigError(f"fractions = {list(self.fractions)}: expected three above 0, of 1 in all")
+        if self.split not in ("random", "ordered", "time") and self.fractions != Dataset.fractions:
+            raise ConfigError(f"fractions: split = {self.split!r} has its own; expected random, ordered or time")
+        if self.split_at and (self.split != "time" or len(self.split_at) != 2):
+            raise ConfigError('split_at: expected two times, where validation and test begin, and split = "time"')
+
+    def _check_kinds(self) -> None:
+        for name, time in self.times.items():
+            if name not in (*self.dense, *self.categorical):
+                raise ConfigError(f"times.{name}: is neither a dense nor a categorical column")
+            if name in (*self.integer, *self.hexadecimal, *self.multi_valued) or time.column in self.dense:
+                raise ConfigError(f"times.{name}: is a part of a time, and can be nothing else")
+        for name, many in self.multi_valued.items():
+            if name in self.hexadecimal:
+                raise ConfigError(f"multi_valued.{name}: is hexadecimal too; expected one of both")
+            if not 1 <= many.max_values <= 4096:
+                raise ConfigError(f"multi_valued.{name}.max_values = {many.max_values}: expected 1 to 4096")
+            if len(many.separator) != 1:
+                raise ConfigError(f"multi_valued.{name}.separator = {many.separator!r}: expected one character")
+        for name, buckets in self.hash_buckets.items():
+            if not 1 <= buckets < 1 << 31 or name in self.hexadecimal or self.least_count(name) > 1:
+                raise ConfigError(f"hash_buckets.{name} = {buckets}: expected 1 to 2^31 - 1, and no other numbering")
+        for name in self.categorical:
+            if self.least_count(name) < 1:
+                raise ConfigError(f"min_count = {self.min_count}: expected 1 or more")
+
+    def transform_of(self, name: str) -> Transform:
+        """A dense column's transform."""
+        return self.transform.get(name, "identity" if name in self.times else "log1p")
+
+    def least_count(self, name: str) -> int:
+        """In how many rows of training a value of the categorical column has to be for an id of its own."""
+        return self.min_count.get(name, 1) if isinstance(self.min_count, dict) else self.min_count
+
+    @property
+    def numbers_training_alone(self) -> bool:
+        """Whether only values of training rows have ids."""
+        return (self.vocabulary or ("train" if self.split in ("time", "column", "files") else "all")) == "train"
+
+    def raw_columns(self, labelled: bool = True) -> tuple[str, ...]:
+        """What has to be read of a raw file; without labels not those either that only training needs."""
+        features = [
+            self.times[name].column if name in self.times
+            else (self.multi_valued[name].column or name) if name in self.multi_valued
+            else name
+            for name in (*self.dense, *self.categorical)
+        ]  # fmt: skip
+        others = [self.label, self.weight, self.split_by] if labelled else []
+        return tuple(dict.fromkeys(filter(None, [*others[:1], *features, *others[1:]])))
+
+    def described(self) -> dict[str, Any]:
+        """Its keys that aren't the defaults, but for the counts that are expected of it."""
+        defaults = {f.name: f.default if f.default is not MISSING else f.default_factory for f in fields(self)}
+        made = {name: default() if callable(default) else default for name, default in defaults.items()}
+        skip = ("rows", "table_rows")
+        return {k: v for k, v in asdict(self).items() if k not in skip and getattr(self, k) != made[k]}
 
     @property
     def format(self) -> Format:

@@ -7,15 +7,31 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from dlrm_mlet.data import complete_journey, flights
-from dlrm_mlet.data.columns import SPLITS, Schema
+from dlrm_mlet.data import schema as schemas
 from dlrm_mlet.data.datasets import COMPLETE_JOURNEY, COMPLETE_JOURNEY_BY_TIME, FLIGHTS, Dataset
-from dlrm_mlet.data.raw import Block, RawError, ahead, open_raw
-from dlrm_mlet.data.vocabulary import Categories, Hexadecimals, Labels, Numbers, SpooledColumn, Texts
+from dlrm_mlet.data.raw import Block, Parts, RawError, Reader, ahead
+from dlrm_mlet.data.rows import moments, open_rows, with_columns
+from dlrm_mlet.data.schema import SPLITS, ColumnsError, Schema
+from dlrm_mlet.data.spool import (
+    Categories,
+    Hashed,
+    Hexadecimals,
+    Labels,
+    Moments,
+    Numbering,
+    Numbers,
+    SplitNames,
+    SpooledColumn,
+    Texts,
+    Weights,
+)
+from dlrm_mlet.data.vocabulary import Vocabulary, load_all
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing_directory, write_json
 
@@ -33,61 +49,95 @@ COPY_ROWS = 1 << 14
 COPY_BYTES = 4 << 20
 """Rows, or bytes where they are few, that are laid out at once."""
 LOADER_ROWS = 100_000
+ALIKE = (
+    "dense", "categorical", "transform", "integer", "hexadecimal", "multi_valued", "hash_buckets", "times", "min_count",
+)  # fmt: skip
+"""Keys in which a data set is like the one that it extends."""
 
 
-def preprocess(dataset: Dataset, out: Path, raw: Path | None = None, force: bool = False) -> Schema:
+def preprocess(
+    dataset: Dataset,
+    out: Path,
+    raw: Path | Sequence[Path] | None = None,
+    force: bool = False,
+    extend: Path | None = None,
+) -> Schema:
     """Write the data set's directory `out`, which appears whole or not at all, and return its schema.
 
-    `raw` is a CSV, TSV or Parquet file, delimited text also as .gz or .zip, or a directory of such files; the bundled
-    data sets need none. What was made of other rows is replaced only with `force`. It is read once, in blocks, each
-    column going to a file of its own; then values are numbered, and rows are laid out as training, validation, test,
-    each in the file's order. The values themselves are kept in vocabulary/<column>.arrow, the n-th one being that of
-    id n.
+    `raw` is a CSV, TSV or Parquet file, delimited text also as .gz or .zip, or a directory of such files, or several
+    of these, one after another (three where the data set is split by files); the bundled data sets need none. What was
+    made of other rows is replaced only with `force`. It is read once, in blocks, each column going to a file of its
+    own; then values are numbered, and rows are laid out as training, validation, test, each in the file's order. The
+    values themselves are kept in vocabulary/<column>.arrow, the n-th one being that of id n; a null among texts is
+    where rare ones have their id. With `extend`, the directory of the same data set's earlier rows, values have the
+    ids that they have there, and new ones come after them.
 
-    Raises RawError, which names the file and line, at the first row that doesn't fit the data set. Counts that differ
-    from what is known of the whole data set are no error: the schema lists them as mismatches.
+    Raises RawError, which names the file and line, at the first row that doesn't fit the data set, or where a split
+    would be empty. Counts that differ from what is known of the whole data set are no error: the schema lists them as
+    mismatches.
     """
-    columns = (dataset.label, *dataset.dense, *dataset.categorical)
+    paths = [raw] if isinstance(raw, Path) else list(raw or [])
+    if dataset.split == "files" and len(paths) != len(SPLITS):
+        raise RawError(f"{len(paths)} raw files; expected three, of training, validation and test: split = 'files'")
+    before = _before(dataset, extend)
     source: dict[str, str | int]
     with replacing_directory(out) as directory:
-        if raw is not None:
-            reader = open_raw(raw, columns, dataset.dense, dataset.hexadecimal, dataset.format)
+        reader: Reader | None = None
+        if paths:
+            reader = open_rows(dataset, paths, dataset.hexadecimal, dataset.format)
             source = reader.description  # complete once all blocks are read
             blocks, where = reader.blocks(), reader.where
         elif bundled := BUNDLED.get(dataset.name):
             table, version = bundled.raw_table()
             source = {"name": f"{bundled.PACKAGE} {version}"}
             blocks, where = (
-                iter([Block(table.select(columns), 0, 1.0)]),
+                iter([Block(table.select(dataset.raw_columns()), 0, 1.0)]),
                 lambda row: f"{bundled.PACKAGE}: row {row + 1}",
             )
         else:
             raise RawError(f"data set {dataset.name!r} isn't bundled; expected the path of its raw file (--raw)")
         label = Labels(dataset.label, directory, dataset.positive)
-        dense = [Numbers(name, directory, dataset.transform.get(name, "log1p")) for name in dataset.dense]
-        sparse: list[Categories] = [
-            Hexadecimals(c, directory) if c in dataset.hexadecimal else Texts(c, directory, c in dataset.integer)
-            for c in dataset.categorical
-        ]
-        rows = _spool(dataset, blocks, where, [label, *dense, *sparse])
+        dense = [Numbers(name, directory, dataset.transform_of(name)) for name in dataset.dense]
+        weight = [Weights(dataset.weight, directory)] if dataset.weight else []
+        sparse = [_category(dataset, name, directory) for name in dataset.categorical]
+        splitting: list[SpooledColumn] = []
+        if dataset.split_by is not None:
+            splitting = [{"time": Moments, "column": SplitNames}[dataset.split](dataset.split_by, directory)]
+        rows = _spool(dataset, blocks, where, [label, *dense, *weight, *sparse, *splitting])
+        named = ", ".join(map(str, paths))
         if rows < 10:
-            raise RawError(f"{raw}: {rows} rows; expected at least 10, to split them")
-        split_rows = split_sizes(dataset, rows)
-        of_row = None
-        if dataset.split == "random":
-            of_row = np.repeat(np.arange(len(SPLITS), dtype=np.uint8), split_rows)
-            np.random.default_rng(dataset.split_seed).shuffle(of_row)
+            raise RawError(f"{named}: {rows} rows; expected at least 10, to split them")
+        heights = reader.heights if isinstance(reader, Parts) else []
+        of_row, split_rows = split(dataset, rows, splitting, heights)
+        if empty := [name for name, count in zip(SPLITS, split_rows, strict=True) if not count]:
+            raise RawError(f"{named}: no row is of {empty[0]}; expected some of each split: split = {dataset.split!r}")
+        training: slice | np.ndarray = slice(0, split_rows[0]) if of_row is None else of_row == 0
         (directory / "vocabulary").mkdir()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            numbering = [pool.submit(column.number, rows, directory / "vocabulary") for column in sparse]
+            numbering = [
+                pool.submit(column.number, rows, directory / "vocabulary", Numbering(
+                    training, dataset.numbers_training_alone, dataset.least_count(column.name), before.get(column.name)
+                ))
+                for column in sparse
+            ]  # fmt: skip
+            kinds: list[tuple[str, Sequence[SpooledColumn], tuple[int, ...]]] = [
+                ("dense", dense, (rows, len(dense))), ("label", [label], (rows,))
+            ]  # fmt: skip
+            kinds += [("weight", weight, (rows,))] if weight else []
             others = [
-                pool.submit(_assemble, directory / "dense.npy", dense, (rows, len(dense)), of_row, split_rows),
-                pool.submit(_assemble, directory / "label.npy", [label], (rows,), of_row, split_rows),
+                pool.submit(_assemble, directory / f"{name}.npy", columns, shape, of_row, split_rows)
+                for name, columns, shape in kinds
             ]
-            table_rows, digests = zip(*(future.result() for future in numbering), strict=True)
-            _assemble(directory / "sparse.npy", sparse, (rows, len(sparse)), of_row, split_rows)
+            numbered = [future.result() for future in numbering]
+            shape = (rows, sum(column.width for column in sparse))
+            _assemble(directory / "sparse.npy", sparse, shape, of_row, split_rows)
             for future in others:
                 future.result()
+        if weight:
+            _divide_by_mean(directory / "weight.npy", split_rows[0], named)
+        for name, found in zip(dataset.categorical, numbered, strict=True):
+            if not found.table_rows:
+                raise RawError(f"{named}: column {name!r} has no value at all in training; expected some to embed")
         if not force:
             _refuse_others(out, dataset.name, source)
         schema = Schema(
@@ -95,19 +145,73 @@ def preprocess(dataset: Dataset, out: Path, raw: Path | None = None, force: bool
             label=dataset.label,
             dense=dataset.dense,
             categorical=dataset.categorical,
-            table_rows=table_rows,
+            table_rows=tuple(found.table_rows for found in numbered),
             rows=dict(zip(SPLITS, split_rows, strict=True)),
             split=dataset.split,
             split_seed=dataset.split_seed,
             transform={column.name: column.transform for column in dense},
             source=source,
-            vocabulary=hashlib.sha256("".join(digests).encode()).hexdigest(),
-            mismatches=mismatches(dataset, rows, table_rows),
+            vocabulary=hashlib.sha256("".join(found.digest for found in numbered).encode()).hexdigest(),
+            mismatches=mismatches(dataset, rows, [found.table_rows for found in numbered]),
             null_values=dataset.null_values,
             integer=dataset.integer,
+            described=dataset.described(),
+            fallback=tuple(found.fallback for found in numbered),
+            extends=() if extend is None else _line_of(extend),
         )
         write_json(directory / "schema.json", schema.as_dict())
     return schema
+
+
+def _category(dataset: Dataset, name: str, directory: Path) -> Categories:
+    many, integer = dataset.multi_valued.get(name), name in dataset.integer
+    if name in dataset.hash_buckets:
+        return Hashed(name, directory, dataset.hash_buckets[name], integer, many)
+    if name in dataset.hexadecimal:
+        return Hexadecimals(name, directory)
+    return Texts(name, directory, integer, many)
+
+
+def _before(dataset: Dataset, extend: Path | None) -> dict[str, Vocabulary | None]:
+    """The vocabularies of the data set that is extended. Raises ColumnsError where it is another one."""
+    if extend is None:
+        return {}
+    schema = schemas.load(extend / "schema.json")
+    found = load_all(extend / "vocabulary", schema)
+    same = (
+        "dense",
+        "categorical",
+        "transform",
+        "integer",
+        "hexadecimal",
+        "multi_valued",
+        "hash_buckets",
+        "times",
+        "min_count",
+    )
+    there = schema.as_dataset()
+    for key in same:
+        if getattr(there, key) != getattr(dataset, key):
+            raise ColumnsError(
+                f"{extend}: its {key} is {getattr(there, key)!r}, and this data set's {getattr(dataset, key)!r}; "
+                "expected the same columns, to go on with their ids"
+            )
+    return found
+
+
+def _line_of(extend: Path) -> tuple[str, ...]:
+    schema = schemas.load(extend / "schema.json")
+    return (schema.fingerprint, *schema.extends)
+
+
+def _divide_by_mean(path: Path, training: int, named: str) -> None:
+    """Weights with a mean of 1 over training, so that a learning rate means what it does without them."""
+    weights = np.load(path, mmap_mode="r+")
+    mean = float(weights[:training].mean(dtype=np.float64))
+    if not mean > 0:
+        raise RawError(f"{named}: all weights of training are 0; expected some above")
+    weights /= np.float32(mean)
+    weights.flush()
 
 
 def _refuse_others(out: Path, name: str, source: dict[str, str | int]) -> None:
@@ -121,14 +225,60 @@ def _refuse_others(out: Path, name: str, source: dict[str, str | int]) -> None:
         raise RawError(f"{out}: has {held['dataset']} of {held['source']['name']}; expected another --out, or --force")
 
 
+def split(
+    dataset: Dataset, rows: int, by: Sequence[SpooledColumn], heights: Sequence[int]
+) -> tuple[np.ndarray | None, tuple[int, int, int]]:
+    """Of each row which split it is of, None where they lie in this order already; and the rows of each split.
+
+    `by` is the column, if any, that decides; `heights` the rows of each raw file.
+    """
+    if by:
+        values = np.fromfile(by[0].path, by[0].dtype, rows)
+        by[0].path.unlink()
+        if dataset.split == "time":
+            starts = _starts(dataset, values)
+            of_row = ((values >= starts[0]).astype(np.uint8) + (values >= starts[1])).astype(np.uint8)
+        else:
+            of_row = values
+        first, second, third = np.bincount(of_row, minlength=len(SPLITS)).tolist()
+        return of_row, (first, second, third)
+    if dataset.split == "files":
+        first, second, third = heights
+        return None, (first, second, third)
+    sizes = split_sizes(dataset, rows)
+    if dataset.split != "random":
+        return None, sizes
+    of_row = np.repeat(np.arange(len(SPLITS), dtype=np.uint8), sizes)
+    np.random.default_rng(dataset.split_seed).shuffle(of_row)
+    return of_row, sizes
+
+
+def _starts(dataset: Dataset, seconds: np.ndarray) -> tuple[int, int]:
+    """When validation and test begin, in seconds since 1970."""
+    if dataset.split_at:
+
+        def refuse(wrong: pl.Series, expected: str) -> None:
+            if wrong.any():
+                raise RawError(f"split_at = {list(dataset.split_at)}: expected {expected}")
+
+        first, second = moments(pl.Series(dataset.split_at), refuse).dt.epoch("s").to_list()
+        if first >= second:
+            raise RawError(f"split_at = {list(dataset.split_at)}: expected the earlier one first")
+        return first, second
+    train, validation, _ = split_sizes(dataset, len(seconds))
+    places = [train, train + validation]
+    first, second = np.partition(seconds, places)[places].tolist()
+    return first, second
+
+
 def split_sizes(dataset: Dataset, rows: int) -> tuple[int, int, int]:
     """Rows of training, validation and test."""
     if dataset.split == "days":
         # seven near-equal days, the remainder going to the first ones; the last one is halved
         last_day = rows // 7
         return rows - last_day, last_day - last_day // 2, last_day // 2
-    tenth = rows // 10
-    return rows - 2 * tenth, tenth, tenth
+    validation, test = (int(rows * Fraction(str(share))) for share in dataset.fractions[1:])
+    return rows - validation - test, validation, test
 
 
 def mismatches(dataset: Dataset, rows: int, table_rows: Sequence[int]) -> tuple[str, ...]:
@@ -153,7 +303,8 @@ def _spool(
         begin = time.perf_counter()
         pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         for block in ahead(blocks):
-            table = block.table.filter(_kept(block)) if dataset.lost_rows else block.table
+            table = with_columns(dataset, block, where)
+            table = table.filter(_kept(block)) if dataset.lost_rows else table
             # the error of the first column that has one, by the row's place in the whole file
             list(
                 pool.map(lambda column, block=block, table=table: column.append(table, block.first_row, where), columns)
@@ -182,7 +333,8 @@ def _assemble(
     `split_of_row` is None where the file's order is the splits' order already.
     """
     dtype = columns[0].dtype if columns else np.dtype(np.float32)
-    row_bytes = dtype.itemsize * len(columns)
+    width = sum(column.width for column in columns)
+    row_bytes = dtype.itemsize * width
     with ExitStack() as stack:
         whole = stack.enter_context(path.open("wb"))
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
@@ -196,9 +348,13 @@ def _assemble(
         at_once = max(COPY_ROWS, COPY_BYTES // max(row_bytes, 1))
         for start in range(0, shape[0] if columns else 0, at_once):
             count = min(at_once, shape[0] - start)
-            rows = np.empty((count, len(columns)), dtype)
-            for i, column in enumerate(columns):
-                rows[:, i] = np.fromfile(column.path, dtype, count, offset=start * dtype.itemsize)
+            rows = np.empty((count, width), dtype)
+            place = 0
+            for column in columns:
+                numbers, offset = count * column.width, start * column.width * dtype.itemsize
+                found = np.fromfile(column.path, dtype, numbers, offset=offset)
+                rows[:, place : place + column.width] = found.reshape(count, column.width)
+                place += column.width
             if split_of_row is None:
                 rows.tofile(parts[0])
                 continue

@@ -73,10 +73,12 @@ def open_raw(
     numbers: tuple[str, ...] = (),
     hexadecimal: tuple[str, ...] = (),
     format: Format = PLAIN,
+    lists: tuple[str, ...] = (),
 ) -> Reader:
     """A reader of `columns` of the file, by its ending; of a directory, of all its files in the order of their names.
 
-    Those of `numbers` and `hexadecimal` (8 lowercase digits) come parsed where they parse.
+    Those of `numbers` and `hexadecimal` (8 lowercase digits) come parsed where they parse; those of `lists` may be
+    lists where the file has such.
 
     Raises RawError where the file or a column is missing.
     """
@@ -85,12 +87,12 @@ def open_raw(
         files = sorted(file for file in path.iterdir() if file.name[0] not in "._")
         if not files or any(file.is_dir() for file in files):
             raise RawError(f"{path}: expected a directory of files, and of nothing else")
-        return Parts(path, [open_raw(file, columns, numbers, hexadecimal, format) for file in files])
+        return Parts(path, [open_raw(file, columns, numbers, hexadecimal, format, lists) for file in files])
     if not path.is_file():
         raise RawError(f"{path}: no such file; expected a raw file to read")
     suffix = _suffix(path)
     if suffix == ".parquet":
-        return ParquetReader(path, columns, numbers, format)
+        return ParquetReader(path, columns, numbers, format, lists)
     if suffix in SEPARATORS or format.separator or (format.header and not suffix):
         return DelimitedReader(path, columns, numbers, hexadecimal, format)
     endings = ", ".join((".parquet", *SEPARATORS))
@@ -101,6 +103,14 @@ def fields_of_first_line(path: Path, format: Format) -> int:
     """How many fields the first line of delimited text has."""
     with path.open("rb") as file, _decompressed(file, path) as text:
         return text.readline().decode(format.encoding, "replace").count(_separator(path, format)) + 1
+
+
+def names_of(path: Path, format: Format) -> list[str]:
+    """The names of all columns of a file, or of the first one of a directory."""
+    reader = open_raw(path, (), format=format)
+    while isinstance(reader, Parts):
+        reader = reader.readers[0]
+    return list(reader.schema) if isinstance(reader, ParquetReader) else reader.header  # type: ignore[attr-defined]
 
 
 def _separator(path: Path, format: Format) -> str:
@@ -120,6 +130,8 @@ class Parts:
     def __init__(self, path: Path, readers: list[Reader]):
         self.path, self.readers = path, readers
         self.description: dict[str, str | int] = {}
+        self.heights: list[int] = []
+        """Rows of each file, once it is read."""
         self._first_rows: list[int] = []
 
     def blocks(self) -> Iterator[Block]:
@@ -132,6 +144,7 @@ class Parts:
                 height = block.first_row + block.table.height
                 yield Block(block.table, row + block.first_row, (i + block.read) / len(self.readers))
             row += height
+            self.heights.append(height)
             whole.update(str(reader.description["sha256"]).encode())
         size = sum(int(reader.description["bytes"]) for reader in self.readers)
         self.description |= {"name": self.path.name, "bytes": size, "sha256": whole.hexdigest()}
@@ -148,7 +161,9 @@ class ParquetReader:
     A typed value is what it is: 5 of integers and 5.0 of floats, True and 1, are the same text.
     """
 
-    def __init__(self, path: Path, columns: tuple[str, ...], numbers: tuple[str, ...], format: Format):
+    def __init__(
+        self, path: Path, columns: tuple[str, ...], numbers: tuple[str, ...], format: Format, lists: tuple[str, ...]
+    ):
         self.path, self.columns, self.numbers, self.format = path, columns, numbers, format
         try:
             with path.open("rb") as file:  # a path could be taken for a pattern
@@ -157,8 +172,12 @@ class ParquetReader:
             raise RawError(f"{path}: not a Parquet file: {error}") from None
         check_columns(path, list(self.schema), columns)
         for name in columns:
-            if self.schema[name].is_nested() or self.schema[name] in (pl.Binary, pl.Object):
-                raise RawError(f"{path}: column {name!r} is of {self.schema[name]}; expected single values")
+            kind = self.schema[name]
+            is_list = isinstance(kind, pl.List | pl.Array)
+            inner = kind.inner if is_list and name in lists else kind  # type: ignore[attr-defined]
+            if inner.is_nested() or inner in (pl.Binary, pl.Object):
+                hint = "; is it one of multi_valued?" if is_list else ""
+                raise RawError(f"{path}: column {name!r} is of {kind}; expected single values{hint}")
         self.description: dict[str, str | int] = {"name": path.name, "bytes": path.stat().st_size}
 
     def blocks(self) -> Iterator[Block]:
@@ -175,7 +194,14 @@ class ParquetReader:
         self.description["sha256"] = _sha256(self.path)
 
     def _read(self, name: str) -> pl.Expr:
-        column, kind = pl.col(name), self.schema[name]
+        kind = self.schema[name]
+        if isinstance(kind, pl.Array):
+            return pl.col(name).arr.to_list().list.eval(self._values(pl.element(), name, kind.inner))
+        if isinstance(kind, pl.List):
+            return pl.col(name).list.eval(self._values(pl.element(), name, kind.inner))
+        return self._values(pl.col(name), name, kind).alias(name)
+
+    def _values(self, column: pl.Expr, name: str, kind: Any) -> pl.Expr:
         if kind == pl.Boolean:
             column, kind = column.cast(pl.Int8), pl.Int8()
         if kind.is_float():
@@ -186,9 +212,9 @@ class ParquetReader:
             number = column.cast(pl.Float64)
             whole = (number == number.floor()) & (number.abs() < 2**53)
             integer = number.cast(pl.Int64, strict=False).cast(pl.String)
-            return pl.when(whole).then(integer).otherwise(column.cast(pl.String)).alias(name)
+            return pl.when(whole).then(integer).otherwise(column.cast(pl.String))
         text, nulls = column.cast(pl.String), self.format.null_values
-        return pl.when(text.is_in(nulls)).then(None).otherwise(text).alias(name) if nulls else text
+        return pl.when(text.is_in(nulls)).then(None).otherwise(text) if nulls else text
 
     def where(self, row: int) -> str:
         """See Reader."""

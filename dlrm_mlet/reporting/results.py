@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dlrm_mlet.config import Point
-from dlrm_mlet.data.columns import Schema
+from dlrm_mlet.data.schema import Schema
 from dlrm_mlet.training.record import Record
 
 T = TypeVar("T")

@@ -20,14 +20,13 @@ from torch.utils import _pytree as pytree
 
 from dlrm_mlet.extras import needs
 from dlrm_mlet.serving.lookups import Lookups
+from dlrm_mlet.serving.session import IDS, ExportError, Session, start_session
 from dlrm_mlet.tables.convert import TRAINED
 from dlrm_mlet.tables.quantize import Rows
 from dlrm_mlet.tables.surgery import named
 
 with needs("serving"):
     import onnx
-    import onnxruntime
-    from onnxruntime import InferenceSession as Session
 
 OPSET = 20
 TOLERANCE = 1e-5
@@ -35,12 +34,6 @@ TOLERANCE = 1e-5
 LARGEST_FILE = 2**31 - 2**20
 """Bytes of weights from which on they lie in a file beside the model, since a protobuf message ends at 2 GiB."""
 BATCH = "batch"
-IDS = "dlrm_mlet.ids"
-"""The key in a file's metadata that says what becomes of an id outside of its table."""
-
-
-class ExportError(ValueError):
-    """A model that can't be exported, or whose ONNX file doesn't give its outputs."""
 
 
 def export(
@@ -101,7 +94,7 @@ def export(
         program.model.metadata_props.update({IDS: "an id outside of its table is an error"} | dict(metadata or {}))
         program.save(partial, external_data=beside)
         try:
-            session = _session(partial)
+            session = start_session(partial)
         except Exception as error:  # its exceptions have no common base but this
             raise ExportError(f"ONNX Runtime can't run what torch wrote of the model: {_line(error)}") from error
         call.refuse_fixed(session)
@@ -393,24 +386,6 @@ def _tolerance(model: nn.Module, output: Tensor) -> float:
 def _shapes(inputs: tuple[Any, ...], keywords: Mapping[str, Any] | None) -> str:
     tensors = _tensors((inputs, dict(keywords or {})))
     return f"a batch of {len(tensors[0])}" if tensors and tensors[0].dim() else "the inputs"
-
-
-def open_session(path: str | Path, threads: int | None = None) -> Session:
-    """The file, ready to run on the CPU. Raises ExportError where it can't be."""
-    path = Path(path)
-    if not path.is_file():
-        raise ExportError(f"{path}: no such file; expected an ONNX model")
-    try:
-        return _session(path, threads)
-    except Exception as error:  # its exceptions have no common base but this
-        raise ExportError(f"{path}: damaged, or no ONNX model ({str(error).strip()})") from None
-
-
-def _session(path: Path, threads: int | None = None) -> Session:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 4  # what it can't run it also raises
-    return Session(path, options, providers=["CPUExecutionProvider"])
 
 
 def run(session: Session, inputs: tuple[Any, ...], keywords: Mapping[str, Any] | None = None) -> list[np.ndarray]:

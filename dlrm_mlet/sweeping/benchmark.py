@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlrm_mlet.config import ModelConfig, TrainingConfig
-from dlrm_mlet.data.columns import Batch, Columns, Schema
+from dlrm_mlet.data.columns import Batch, Columns
 from dlrm_mlet.data.datasets import CRITEO_KAGGLE
+from dlrm_mlet.data.schema import Schema
 from dlrm_mlet.data.synthetic import draw_ranks
 from dlrm_mlet.extras import needs
 from dlrm_mlet.tables.stacked import MLETTables, SingleLayerTables, Tables
@@ -66,7 +67,7 @@ class TextbookTables(Tables):
         assert isinstance(tables, SingleLayerTables | MLETTables)
         super().__init__(tables.table_rows, tables.embedding_dim)
         weights = tables.weight.detach().clone().split(tables.table_rows)
-        self.bags = nn.ModuleList(
+        self.embedding_bags = nn.ModuleList(
             nn.EmbeddingBag.from_pretrained(w, freeze=False, mode="sum", sparse=True) for w in weights
         )
         chains = [nn.Sequential() for _ in weights]
@@ -80,12 +81,12 @@ class TextbookTables(Tables):
 
     def lookup(self, ids: Tensor) -> Tensor:
         """(B, F) ids -> (B, F, D)."""
-        features = zip(self.bags, self.chains, ids.long().t(), strict=True)
+        features = zip(self.embedding_bags, self.chains, ids.long().t(), strict=True)
         return torch.stack([chain(bag(column[:, None])) for bag, chain, column in features], dim=1)
 
     def collapsed(self) -> Tensor:
         """All features' tables, one below another: (N, D)."""
-        return torch.cat([chain(bag.weight) for bag, chain in zip(self.bags, self.chains, strict=True)])
+        return torch.cat([chain(bag.weight) for bag, chain in zip(self.embedding_bags, self.chains, strict=True)])
 
 
 class NoTables(Tables):

@@ -15,7 +15,8 @@ import torch
 
 from dlrm_mlet.config import Experiment, Point
 from dlrm_mlet.data import columns
-from dlrm_mlet.data.columns import Columns, Schema
+from dlrm_mlet.data.columns import Columns
+from dlrm_mlet.data.schema import Schema
 from dlrm_mlet.extras import needs
 from dlrm_mlet.training import record
 from dlrm_mlet.training.device import CPU, USABLE, free_memory

@@ -261,14 +261,17 @@ class QuantizedTables(Tables):
     offsets: Tensor
 
     def __init__(self, tables: SingleLayerTables, rows: Rows):
-        super().__init__(tables.table_rows, tables.embedding_dim)
+        super().__init__(tables.table_rows, tables.embedding_dim, tables.bags)
         self.register_buffer("offsets", tables.offsets, persistent=False)
         self.rows = rows
         self.train(tables.training)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """(B, F) ids -> (B, F, D)."""
-        return self.rows(ids + self.offsets.t())
+        if self.bags is None:
+            return self.rows(ids + self.offsets.t())
+        vectors = self.rows(ids.clamp(min=0) + self.offsets.t())  # (B, slots, D)
+        return self.bags.pool(vectors.transpose(0, 1), ids.t() >= 0).transpose(0, 1)
 
 
 MADE: dict[type, Callable[[Any, Rows], nn.Module]] = {

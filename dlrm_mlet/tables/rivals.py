@@ -112,4 +112,4 @@ def truncated(tables: SingleLayerTables, rank: int) -> LowRankTables:
         vectors = torch.linalg.eigh(gram(table)).eigenvectors.flip(1)[:, :rank].to(table.dtype)  # (D, rank)
         factor[:, : vectors.shape[1]] = table @ vectors
         matrix[: vectors.shape[1]] = vectors.T
-    return LowRankTables(tables.table_rows, left, [right])
+    return LowRankTables(tables.table_rows, left, [right], tables.bags)

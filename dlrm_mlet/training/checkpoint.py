@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from dlrm_mlet.config import Config
-from dlrm_mlet.data.columns import Columns, Schema
+from dlrm_mlet.data.columns import Columns
+from dlrm_mlet.data.schema import Schema, check_trained_on
 from dlrm_mlet.toml import build
-from dlrm_mlet.training.model import DLRM, served
+from dlrm_mlet.training.model import DLRM, bags_of, served
 from dlrm_mlet.training.model import build as build_model
 
 FILE = "checkpoint.pt"
@@ -32,18 +33,8 @@ class Served:
     columns: Schema
 
     def check(self, columns: Columns) -> None:
-        """Raises CheckpointError where the columns are of another data set than the one it was trained on."""
-        check_columns(self.path, self.columns.dataset, self.columns.fingerprint, columns)
-
-
-def check_columns(path: Path, dataset: str, fingerprint: str, columns: Columns) -> None:
-    """Raises CheckpointError where a model trained on one data set is given the columns of another."""
-    if columns.schema.fingerprint != fingerprint:
-        found = columns.schema
-        raise CheckpointError(
-            f"{path}: trained on {dataset} ({fingerprint}), and these columns are {found.dataset} "
-            f"({found.fingerprint}): ids would mean other values; expected the data set that it was trained on"
-        )
+        """Raises ColumnsError where the columns are of another data set than the one it was trained on."""
+        check_trained_on(self.path, self.columns.dataset, self.columns.fingerprint, columns.schema)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -83,7 +74,7 @@ def load(path: Path) -> Served:
         config, schema = build(Config, state["config"]), build(Schema, state["columns"])
         # as it is served: the trained layers need no memory any more
         plain = dataclasses.replace(config.model, inner_dim=None, start_as=None, initial_scale=1.0)
-        model = served(build_model(plain, len(schema.dense), schema.table_rows, None), plain)
+        model = served(build_model(plain, len(schema.dense), schema.table_rows, None, bags_of(schema)), plain)
         model.load_state_dict(state["model"])
         model.tables.names = schema.categorical
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:

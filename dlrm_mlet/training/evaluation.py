@@ -17,7 +17,7 @@ THIRDS = ("rare", "middle", "frequent")
 
 @torch.no_grad()
 def scores(model: DLRM, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-    """The logits and labels of all rows, on the CPU."""
+    """The logits and labels of all rows, on the CPU; of weights see `weights_of`."""
     device = next(model.parameters()).device
     on_device = (batch.to(device) for batch in batches)
     scored = ((model.logits(batch.dense, model.embed(batch.sparse)), batch.label) for batch in on_device)
@@ -25,10 +25,15 @@ def scores(model: DLRM, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
     return torch.cat(logits).cpu(), torch.cat(labels).cpu()
 
 
+def weights_of(columns: Columns, split: str) -> Tensor | None:
+    """(rows of the split,): by how much each counts, on the CPU; None where the data set has no weights."""
+    return None if columns.weight is None else columns.weight[slice(*columns.range(split))].cpu()
+
+
 def measure(model: DLRM, columns: Columns, split: str) -> metrics.Metrics | None:
     """The metrics of a whole split; None where a score isn't finite."""
     logits, labels = scores(model, columns.in_order(split, ROWS))
-    return metrics.measure(logits, labels) if logits.isfinite().all() else None
+    return metrics.measure(logits, labels, weights_of(columns, split)) if logits.isfinite().all() else None
 
 
 def by_frequency(model: DLRM, columns: Columns) -> list[dict[str, Any]]:
@@ -40,21 +45,23 @@ def by_frequency(model: DLRM, columns: Columns) -> list[dict[str, Any]]:
     logits, labels = scores(model, columns.in_order("validation", ROWS))
     edges = [rarest.sort().values[len(rarest) * i // 3 - 1].item() for i in (1, 2, 3)]
     third = torch.bucketize(rarest, torch.tensor(edges[:2]))
+    weights = weights_of(columns, "validation")
     found: list[dict[str, Any]] = []
     for i, ids in enumerate(THIRDS):
         mine = third == i
         if mine.any():
-            measured = metrics.measure(logits[mine], labels[mine])
+            measured = metrics.measure(logits[mine], labels[mine], None if weights is None else weights[mine])
             found.append({"ids": ids, "rows": int(mine.sum()), "at_most": edges[i], **measured._asdict()})
     return found
 
 
 def rarest_count(columns: Columns) -> Tensor:
     """(validation rows,): how often a row's rarest id occurs among the training rows; on the CPU."""
-    start, stop = columns.range("validation")
-    first, last = columns.range("train")
-    counts = [
-        torch.bincount(columns.sparse[first:last, f], minlength=n)[columns.sparse[start:stop, f]]
-        for f, n in enumerate(columns.schema.table_rows)
-    ]
+    training, validation = (columns.sparse[slice(*columns.range(split))] for split in ("train", "validation"))
+    slots = columns.schema.slots
+    counts = []
+    parts = zip(training.split(slots, 1), validation.split(slots, 1), columns.schema.table_rows, strict=True)
+    for known, mine, n in parts:
+        count = torch.bincount(known[known >= 0], minlength=n)
+        counts.append(torch.where(mine < 0, len(known), count[mine.clamp(min=0)]).amin(dim=1))
     return torch.stack(counts).amin(dim=0).cpu()

@@ -20,13 +20,15 @@ class Metrics(NamedTuple):
     """Binary cross-entropy, mean over the rows, in nats."""
 
 
-def measure(logits: Tensor, labels: Tensor) -> Metrics:
-    """(rows,) logits and (rows,) labels of 0 and 1 -> the metrics of all rows together.
+def measure(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Metrics:
+    """(rows,) logits, (rows,) labels of 0 and 1, and (rows,) weights -> the metrics of all rows together.
 
     The loss is summed in float64 from the logits, so that a confident score can't round to an infinite loss. Raises
     ValueError where the labels are all alike, which leaves AUC undefined.
     """
     if len(labels.unique()) < 2:
         raise ValueError(f"AUC needs both labels; all {len(labels)} rows have label {labels[:1].tolist()}")
-    log_loss = F.binary_cross_entropy_with_logits(logits.double(), labels.double()).item()
-    return Metrics(auc=float(roc_auc_score(labels.numpy(), logits.numpy())), log_loss=log_loss)
+    weight = None if weights is None else weights.double() / weights.double().mean()
+    log_loss = F.binary_cross_entropy_with_logits(logits.double(), labels.double(), weight).item()
+    counts = None if weights is None else weights.numpy()
+    return Metrics(auc=float(roc_auc_score(labels.numpy(), logits.numpy(), sample_weight=counts)), log_loss=log_loss)

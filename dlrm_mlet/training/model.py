@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrm_mlet.config import ModelConfig
+from dlrm_mlet.data.schema import Schema
 from dlrm_mlet.tables.quantize import QuantizedTables, make_rows
 from dlrm_mlet.tables.rivals import (
     SPLIT_ABOVE,
@@ -29,7 +30,8 @@ from dlrm_mlet.tables.rivals import (
     QuotientRemainderTables,
     truncated,
 )
-from dlrm_mlet.tables.stacked import SingleLayerTables, Tables, make_tables, start_at
+from dlrm_mlet.tables.stacked import Bags, SingleLayerTables, Tables, make_tables, start_at
+from dlrm_mlet.toml import ConfigError
 
 
 def mlp(widths: Sequence[int], generator: torch.Generator | None) -> nn.Sequential:
@@ -94,19 +96,37 @@ class DLRM(nn.Module):
         return DLRM(self.bottom_mlp, tables, self.top_mlp)
 
 
-def build(config: ModelConfig, dense_width: int, table_rows: Sequence[int], generator: torch.Generator | None) -> DLRM:
-    """A new DLRM for so many dense columns, and tables of n rows each, started from `generator`."""
+def build(
+    config: ModelConfig,
+    dense_width: int,
+    table_rows: Sequence[int],
+    generator: torch.Generator | None,
+    bags: Bags | None = None,
+) -> DLRM:
+    """A new DLRM for so many dense columns, and tables of n rows each, started from `generator`.
+
+    Raises ConfigError where tables of the config's kind can't have multi-valued features.
+    """
     d = config.embedding_dim
-    tables = build_tables(config, table_rows, generator)
+    tables = build_tables(config, table_rows, generator, bags)
     bottom_mlp = mlp((dense_width, *config.bottom_mlp, d), generator)
     pairs = math.comb(len(table_rows) + 1, 2)
     top_mlp = mlp((d + pairs, *config.top_mlp, 1), generator)
     return DLRM(bottom_mlp.append(nn.ReLU()), tables, top_mlp)
 
 
-def build_tables(config: ModelConfig, table_rows: Sequence[int], generator: torch.Generator | None) -> Tables:
+def bags_of(schema: Schema) -> Bags | None:
+    """How many ids a row has of each categorical column, where some are multi-valued."""
+    return Bags(schema.slots, schema.pooling) if any(schema.pooling) else None
+
+
+def build_tables(
+    config: ModelConfig, table_rows: Sequence[int], generator: torch.Generator | None, bags: Bags | None = None
+) -> Tables:
     """New tables of the kind that the config names."""
     d = config.embedding_dim
+    if bags is not None and config.tables != "full":
+        raise ConfigError(f'model.tables = "{config.tables}": has no multi-valued columns; expected "full"')
     match config.tables:
         case "quotient-remainder":
             return QuotientRemainderTables(table_rows, d, config.collisions, generator)
@@ -116,7 +136,7 @@ def build_tables(config: ModelConfig, table_rows: Sequence[int], generator: torc
             moduli = [math.ceil(n / config.collisions) if n > SPLIT_ABOVE else n for n in table_rows]
             return HashedTables(moduli, make_tables(moduli, (), d, config.projection_std, generator).weight.data)
     scale = config.initial_scale
-    tables = make_tables(table_rows, config.inner_dims, d, config.projection_std, generator, scale)
+    tables = make_tables(table_rows, config.inner_dims, d, config.projection_std, generator, scale, bags)
     if config.start_as is not None:
         other = make_tables(table_rows, config.start_as, d, config.projection_std, generator, scale).collapse()
         assert isinstance(other, SingleLayerTables)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from dlrm_mlet.config import Config
-from dlrm_mlet.data.columns import Schema
+from dlrm_mlet.data.schema import Schema
 from dlrm_mlet.files import write_json
 from dlrm_mlet.toml import ConfigError, build
 

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from dlrm_mlet.config import Config, TrainingConfig
-from dlrm_mlet.data.columns import Columns, Schema
+from dlrm_mlet.data.columns import Columns
+from dlrm_mlet.data.schema import Schema
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing
 from dlrm_mlet.tables import spectrum
 from dlrm_mlet.tables.stacked import MLETTables, Tables
 from dlrm_mlet.training import checkpoint, evaluation, record
 from dlrm_mlet.training.device import CPU, USABLE, DeviceError, describe, free_memory, threads, wait
-from dlrm_mlet.training.model import DLRM, build, served
+from dlrm_mlet.training.model import DLRM, bags_of, build, served
 from dlrm_mlet.training.optimizer import SGD, Adagrad, Optimizer
 from dlrm_mlet.training.stepping import losses
 from dlrm_mlet.training.together import Together
@@ -46,7 +47,7 @@ def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
     them, the orders of the rows, and one batch: of evaluation, or of training with its gradients.
     """
     model = config.model
-    rows, features = sum(schema.table_rows), len(schema.table_rows)
+    rows, features = sum(schema.table_rows), sum(schema.slots)
     widths = (*model.inner_dims, model.embedding_dim)
     collapsed = model.embedding_dim if model.inner_dims else 0
     smaller = 2 * (model.served_rank or 0) + (model.embedding_dim if model.served_as == "int8" else 0) / 2
@@ -178,7 +179,9 @@ class Run:
         self.config, self.columns, self.seed, self.out, self.device = config, columns, seed, out, device
         schema = columns.schema
         # drawn on the CPU, so that a seed means the same weights on every device; it stays there until its first step
-        self.model = build(config.model, len(schema.dense), schema.table_rows, generator(seed, "weights"))
+        self.model = build(
+            config.model, len(schema.dense), schema.table_rows, generator(seed, "weights"), bags_of(schema)
+        )
         self.memory: list[list[Tensor | None]] = []
         """Of the optimizers, where the run goes on from a checkpoint."""
         self.steps_per_epoch = -(-schema.rows["train"] // config.training.batch_size)

@@ -20,7 +20,7 @@ from dlrm_mlet.training.optimizer import Optimizer
 def train_step(model: DLRM, optimizers: Sequence[Optimizer], batch: Batch) -> Tensor:
     """Forward, backward, update; returns the batch's mean loss, one for each seed in it, not waited for."""
     logits = model.logits(batch.dense, model.embed(batch.sparse))
-    loss = F.binary_cross_entropy_with_logits(logits, batch.label, reduction="none").mean(-1)
+    loss = F.binary_cross_entropy_with_logits(logits, batch.label, batch.weight, reduction="none").mean(-1)
     loss.backward(torch.ones_like(loss))  # a seed's gradient comes from its own loss alone
     for optimizer in optimizers:
         optimizer.step()
@@ -116,6 +116,7 @@ class FusedStep:
             embedded = model.embed(_rows(columns.sparse, rows))  # (..., B, F, D)
         with self.biases.begun():
             label = _rows(columns.label, rows).to(self.whole)  # (..., B)
+            weight = None if columns.weight is None else _rows(columns.weight, rows).to(self.whole)
             shifted = label / -batch_size
         if self.dtype != self.whole:
             self._copy_weights()
@@ -129,9 +130,10 @@ class FusedStep:
         logits = top[-1].squeeze(-1).to(self.whole)  # (..., B)
         self.biases.join()
         with self.biases.begun():
-            loss = F.binary_cross_entropy_with_logits(logits, label, reduction="none").mean(-1)
-        # of the mean loss: (sigmoid - label) / B
-        gradient = torch.add(shifted, logits.sigmoid(), alpha=1 / batch_size).unsqueeze(-1)
+            loss = F.binary_cross_entropy_with_logits(logits, label, weight, reduction="none").mean(-1)
+        # of the mean loss: (sigmoid - label) / B, times the row's weight
+        gradient = torch.add(shifted, logits.sigmoid(), alpha=1 / batch_size)
+        gradient = (gradient if weight is None else gradient.mul_(weight)).unsqueeze(-1)
         of_top = self._backward(self.top, top, gradient.to(self.dtype))
         of_products = of_top[-1].flatten(0, -2).index_select(1, self.place).mul_(self.is_pair)
         # each product's gradient reaches both of its vectors: a symmetric matrix

@@ -8,7 +8,6 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -150,8 +149,12 @@ class Streamed:
         row_bytes = columns.nbytes / len(columns.label)
         self.rows = _whole_batches(LOT_BYTES / (row_bytes * seeds.numel()), batch_size)
         count = self.rows * seeds.numel()
-        dense, sparse, label = (array.new_empty((count, *array.shape[1:]), device=device) for array in columns.arrays())
-        self.columns = replace(columns, dense=dense, sparse=sparse, label=label)
+        self.columns = columns.of(
+            {
+                name: array.new_empty((count, *array.shape[1:]), device=device)
+                for name, array in columns.arrays().items()
+            }
+        )
 
     def lots(self, order: Tensor) -> Iterator[Tensor]:
         """(..., rows) -> (..., at most `self.rows`), one after another: places in `self.columns`, with the rows."""
@@ -162,12 +165,12 @@ class Streamed:
                 gathered = following.result()
                 if after is not None:
                     following = pool.submit(self._gather, after)
-                for array, rows in zip(self.columns.arrays(), gathered, strict=True):
+                for array, rows in zip(self.columns.arrays().values(), gathered, strict=True):
                     array[: len(rows)].copy_(rows, non_blocking=True)
                 yield torch.arange(part.numel(), device=self.columns.label.device).view(part.shape)
 
     def _gather(self, order: Tensor) -> list[Tensor]:
-        gathered = [array[order.flatten()] for array in self.source.arrays()]
+        gathered = [array[order.flatten()] for array in self.source.arrays().values()]
         return [array.pin_memory() for array in gathered] if self.columns.label.is_cuda else gathered
 
 

@@ -60,7 +60,7 @@ class Together(DLRM):
 
     def embed(self, ids: Tensor) -> Tensor:
         """(S, B, F) integer -> (S, B, F, D)."""
-        seeds, _, features = ids.shape
+        seeds, features = len(ids), self.interaction.vectors - 1
         return self.tables.lookup(ids.transpose(0, 1).flatten(1)).unflatten(1, (seeds, features)).transpose(0, 1)
 
 
@@ -74,12 +74,14 @@ def _stack_mlps(mlps: Sequence[nn.Module], device: torch.device) -> nn.Sequentia
 def _stack_tables(
     tables: Sequence[SingleLayerTables | MLETTables], device: torch.device
 ) -> SingleLayerTables | MLETTables:
-    table_rows = tables[0].table_rows * len(tables)
+    table_rows, bags = tables[0].table_rows * len(tables), tables[0].bags
+    bags = bags and bags.times(len(tables))
     weight = _stack(tables, "weight", device)
     projections = [table.projections for table in tables if isinstance(table, MLETTables)]
     if not projections:
-        return SingleLayerTables(table_rows, weight)
-    return MLETTables(table_rows, weight, [_stack(projections, str(i), device) for i in range(len(projections[0]))])
+        return SingleLayerTables(table_rows, weight, bags)
+    stacked = [_stack(projections, str(i), device) for i in range(len(projections[0]))]
+    return MLETTables(table_rows, weight, stacked, bags)
 
 
 def _stack(modules: Sequence[nn.Module], name: str, device: torch.device) -> Tensor:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dlrm_mlet.data.columns import Columns, ColumnsError, load
+from dlrm_mlet.data.columns import Columns, load
+from dlrm_mlet.data.schema import ColumnsError
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 
 from dlrm_mlet.data import raw
-from dlrm_mlet.data.columns import SPLITS, load
+from dlrm_mlet.data.columns import load
 from dlrm_mlet.data.datasets import COMPLETE_JOURNEY, COMPLETE_JOURNEY_BY_TIME, FLIGHTS, Dataset
 from dlrm_mlet.data.preprocess import preprocess
 from dlrm_mlet.data.raw import RawError
+from dlrm_mlet.data.schema import SPLITS
 from dlrm_mlet.data.vocabulary import vocabulary_file
 from tests.conftest import CLICKS
 

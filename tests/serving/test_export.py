@@ -14,8 +14,9 @@ from dlrm_mlet.__main__ import main
 from dlrm_mlet.data import columns
 from dlrm_mlet.data.vocabulary import load_all
 from dlrm_mlet.serving import export
-from dlrm_mlet.serving.export import ExportError, check, open_session
+from dlrm_mlet.serving.export import check
 from dlrm_mlet.serving.finished import export_served
+from dlrm_mlet.serving.session import ExportError, open_session
 from dlrm_mlet.tables.quantize import quantize
 from dlrm_mlet.training import checkpoint
 
@@ -166,8 +167,8 @@ def test_an_id_that_a_run_does_not_have_counts_as_predict_takes_it(run, clicks, 
     session = open_session(tmp_path / "m.onnx")
     said = session.get_modelmeta().custom_metadata_map
     unknown = json.loads(said["dlrm_mlet.unknown"])
-    known = load_all(clicks_directory / "vocabulary", clicks)
-    assert unknown == {name: vocabulary.unknown for name, vocabulary in known.items()}
+    known = load_all(clicks_directory / "vocabulary", clicks.schema)
+    assert unknown == {name: vocabulary.fallback for name, vocabulary in known.items()}
     assert "counts as the one that dlrm_mlet.unknown has" in said["dlrm_mlet.ids"]
     rows = clicks.rows(slice(0, 1))
     for f, (name, n) in enumerate(zip(clicks.schema.categorical, clicks.schema.table_rows, strict=True)):

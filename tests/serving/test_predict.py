@@ -10,16 +10,22 @@ import pytest
 
 from dlrm_mlet.__main__ import main
 from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
-from dlrm_mlet.data.columns import ColumnsError, load
+from dlrm_mlet.data.columns import load
 from dlrm_mlet.data.datasets import BUILT_IN, Dataset
 from dlrm_mlet.data.preprocess import preprocess
 from dlrm_mlet.data.raw import RawError
+from dlrm_mlet.data.schema import ColumnsError
 from dlrm_mlet.data.synthetic import synthesize
-from dlrm_mlet.serving.export import ExportError
 from dlrm_mlet.serving.finished import export_served
 from dlrm_mlet.serving.predict import PredictError, open_model, predict
+from dlrm_mlet.serving.session import ExportError
 from dlrm_mlet.training import checkpoint, evaluation
 from dlrm_mlet.training.run import train
+
+
+def predicted(*arguments, **keywords):
+    done = predict(*arguments, **keywords)
+    return done.rows, {name: its.count for name, its in done.unseen.items()}
 
 
 def probabilities(path):
@@ -35,7 +41,7 @@ def model(run, clicks_directory, tmp_path):
 @pytest.mark.parametrize("by", ["torch", "onnx"])
 def test_raw_rows_and_columns_have_the_same_probabilities(model, by, clicks, clicks_csv, clicks_directory, tmp_path):
     loaded, out = open_model(model[by]), tmp_path / "p.csv"
-    assert predict(loaded, clicks_directory, out, clicks_directory) == (3000, {})
+    assert predicted(loaded, clicks_directory, out, clicks_directory) == (3000, {})
     by_columns = probabilities(out)
     logits, _ = evaluation.scores(checkpoint.load(model["torch"]).model, clicks.in_order("train", 999))
     np.testing.assert_allclose(by_columns[:2400], logits.sigmoid().numpy(), atol=1e-6)
@@ -45,7 +51,7 @@ def test_raw_rows_and_columns_have_the_same_probabilities(model, by, clicks, cli
     with unlabelled.open("w", newline="") as file:
         csv.writer(file).writerows([[row[i] for i in (5, 4, 3, 2, 0)] for row in rows])
     for source in (clicks_csv, unlabelled):
-        assert predict(loaded, source, out, clicks_directory) == (3000, {})
+        assert predicted(loaded, source, out, clicks_directory) == (3000, {})
         np.testing.assert_allclose(np.sort(probabilities(out)), np.sort(by_columns), atol=1e-6)
     # in the file's order: a row is where its columns are
     clicked, first = probabilities(out), {}
@@ -57,8 +63,7 @@ def test_values_that_the_data_set_does_not_have_are_counted_and_taken_as_missing
     raw, out = tmp_path / "new.csv", tmp_path / "p.csv"
     raw.write_text('user,age,ad,price,site\nstranger,3,,1.5,"x,y"\n,3,,1.5,"x,y"\nu1,3,nothing,1.5,elsewhere\n')
     loaded = open_model(model["torch"])
-    rows, unseen = predict(loaded, raw, out, clicks_directory)
-    assert (rows, {name: count for name, count in unseen.items() if count}) == (3, {"user": 1, "ad": 1, "site": 1})
+    assert predicted(loaded, raw, out, clicks_directory) == (3, {"user": 1, "ad": 1, "site": 1})
     found = probabilities(out)
     assert found[0] == found[1]
 
@@ -73,7 +78,7 @@ def test_a_criteo_file_without_labels_is_read(tmp_path):
     test = tmp_path / "test.txt"
     test.write_text("".join(line.partition("\t")[2] for line in raw.read_text().splitlines(keepends=True)))
     for source, out in ((raw, "a.csv"), (test, "b.csv"), (tmp_path / "data", "c.csv")):
-        assert predict(model, source, tmp_path / out, tmp_path / "data") == (2000, {})
+        assert predicted(model, source, tmp_path / out, tmp_path / "data") == (2000, {})
     a, b, c = (probabilities(tmp_path / name) for name in ("a.csv", "b.csv", "c.csv"))
     np.testing.assert_array_equal(a, b)
     np.testing.assert_allclose(a, c, atol=1e-6)  # in file order, as this split is
@@ -111,11 +116,11 @@ def test_bad_rows_and_models_are_named_and_nothing_is_left(model, clicks_directo
         == 1
     )
     assert "gone.csv: no such file" in capsys.readouterr().err
-    raw.write_text("user,age,ad,price,site\nnobody,3,,1.5,x\n")
+    raw.write_text('user,age,ad,price,site\nnobody,3,,1.5,"x,y"\nu1,3,,1.5,"x,y"\n')
     assert main(["predict", str(model["onnx"]), str(raw), "--data", str(clicks_directory), "--out", str(out)]) == 0
     said = capsys.readouterr()
-    assert "warning: user: 1 values that the data set doesn't have" in said.err
-    assert f"{out}: 1 probabilities" in said.out
+    assert "user: 1 of 2 values (50.0%) are unknown, such as 'nobody'; training has 'u" in said.err
+    assert f"{out}: 2 probabilities, in the order of the rows" in said.out
 
 
 def test_another_vocabulary_is_refused(model, clicks_csv, clicks_directory, tmp_path):
@@ -138,4 +143,4 @@ def test_raw_files_without_a_header_are_read_as_the_data_set_says(clicks_csv, sm
     preprocess(own, tmp_path / "own", raw)
     train(dataclasses.replace(small_mlet, dataset="own"), load(tmp_path / "own"), 0, tmp_path / "run")
     loaded = open_model(tmp_path / "run" / checkpoint.FILE)
-    assert predict(loaded, raw, tmp_path / "p.csv", tmp_path / "own", own) == (3000, {})
+    assert predicted(loaded, raw, tmp_path / "p.csv", tmp_path / "own") == (3000, {})

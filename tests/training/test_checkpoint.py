@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 
+from dlrm_mlet.data.schema import ColumnsError
 from dlrm_mlet.training import checkpoint, evaluation, metrics, record
 from dlrm_mlet.training.checkpoint import CheckpointError
 from dlrm_mlet.training.run import train
@@ -46,7 +47,7 @@ def test_a_stopped_runs_checkpoint_is_not_collapsed(clicks, small_mlet, tmp_path
 def test_another_data_sets_columns_are_refused(run, clicks):
     served = checkpoint.load(run / checkpoint.FILE)
     other = dataclasses.replace(clicks, schema=dataclasses.replace(clicks.schema, dataset="other"))
-    with pytest.raises(CheckpointError, match=r"trained on clicks .*, and these columns are other"):
+    with pytest.raises(ColumnsError, match=r"trained on clicks .*, and these columns are other"):
         served.check(other)
 
 

@@ -13,7 +13,8 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from dlrm_mlet.config import Config, ModelConfig
-from dlrm_mlet.data.columns import Batch, Columns, Schema
+from dlrm_mlet.data.columns import Batch, Columns
+from dlrm_mlet.data.schema import Schema
 from dlrm_mlet.sweeping.benchmark import TextbookTables, textbook_step
 from dlrm_mlet.training import evaluation
 from dlrm_mlet.training import run as training

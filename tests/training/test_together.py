@@ -43,11 +43,12 @@ def test_a_step_together_is_a_step_of_each(clicks, inner_dim, device):
     optimizers = [SGD(model.parameters(), 0.02) for model in alone]
     optimizer = SGD(together.parameters(), 0.02)
     orders = [generator(seed, "order") for seed in SEEDS]
-    for dense, sparse, label in clicks.shuffled("train", 50, orders):
+    for dense, sparse, label, _ in clicks.shuffled("train", 50, orders):
         batch = Batch(dense.double(), sparse, label.double()).to(device)
         loss = train_step(together, [optimizer], batch)
         losses = [
-            train_step(model, [its], Batch(*part)) for model, its, *part in zip(alone, optimizers, *batch, strict=True)
+            train_step(model, [its], Batch(*part))
+            for model, its, *part in zip(alone, optimizers, *batch[:3], strict=True)
         ]
         torch.testing.assert_close(loss, torch.stack(losses))
     for mine, its in zip(models, alone, strict=True):

@@ -1,0 +1,46 @@
+"""The directory that a serving machine needs: model.onnx, schema, values, and a manifest that says what they are."""
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dlrm_mlet.data.vocabulary import digest_of
+from dlrm_mlet.files import write_json
+
+MODEL, MANIFEST = "model.onnx", "manifest.json"
+FORMAT = 1
+
+
+class BundleError(ValueError):
+    """A directory that is no whole bundle: names the file and what was expected."""
+
+
+def seal(directory: Path, said: dict[str, Any]) -> None:
+    """Write the manifest of what lies in the directory: what is said of it, versions, and each file's SHA-256."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    versions = {name: metadata.version(name) for name in ("dlrm-mlet", "torch", "onnx", "onnxruntime")}
+    hashes = {path.relative_to(directory).as_posix(): digest_of(path) for path in files}
+    write_json(directory / MANIFEST, {"format": FORMAT, **said, "versions": versions, "files": hashes})
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """The manifest, once all files are proved to be what was written. Raises BundleError where one isn't."""
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        form, files = manifest["format"], dict(manifest["files"])
+        known = isinstance(manifest["dataset"], str) and isinstance(manifest["columns"], str)
+    except FileNotFoundError:
+        raise BundleError(f"{path}: no such file; expected a bundle, as dlrm-mlet export --bundle writes it") from None
+    except (ValueError, LookupError, TypeError) as error:
+        raise BundleError(f"{path}: not a bundle's manifest: {error!r}; expected the whole directory") from None
+    if form != FORMAT or not known or MODEL not in files or "schema.json" not in files:
+        raise BundleError(f"{path}: of format {form!r}; expected {FORMAT}, as this version writes it")
+    for name, digest in files.items():
+        file = directory / name
+        if not file.is_file():
+            raise BundleError(f"{file}: no such file; expected the whole directory of the bundle")
+        if digest_of(file) != digest:
+            raise BundleError(f"{file}: isn't what was written; expected the bundle as it was exported")
+    return manifest
