@@ -14,6 +14,7 @@ B rows of a batch; F categorical features; D embedding dimension.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -38,8 +39,10 @@ def mlp(widths: Sequence[int], generator: torch.Generator | None) -> nn.Sequenti
     """Linear layers of these widths, ReLU between; at the start weights have variance 2/(in+out), biases 1/out."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
-        linear = nn.Linear(fan_in, fan_out)
-        nn.init.normal_(linear.weight, std=math.sqrt(2 / (fan_in + fan_out)), generator=generator)
+        with warnings.catch_warnings():  # of a data set without dense columns, whose bottom MLP has biases alone
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            linear = nn.Linear(fan_in, fan_out)
+            nn.init.normal_(linear.weight, std=math.sqrt(2 / (fan_in + fan_out)), generator=generator)
         nn.init.normal_(linear.bias, std=math.sqrt(1 / fan_out), generator=generator)
         layers += [linear, nn.ReLU()]
     return nn.Sequential(*layers[:-1])

@@ -302,6 +302,8 @@ def _whole(tensor: Tensor) -> Tensor:
 
 def _is_bounded(parameter: Tensor) -> bool:
     """Whether all numbers are such as a served model can have."""
+    if not parameter.numel():  # the first layer's weight, of a data set without dense columns
+        return True
     least, largest = parameter.detach().aminmax()
     return least.item() > -DIVERGED_ABOVE and largest.item() < DIVERGED_ABOVE  # false for NaN
 
