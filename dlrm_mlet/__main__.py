@@ -87,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="DIR", help="default: results/<dataset>/<config>[,KEY=VALUE]/seed=<seed>")
     add("--device", help="cpu or cuda:N; default: the first GPU, if there is one")
     add("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
+    start = "a finished run's checkpoint.pt to start from, of the same data set or one that this extends"
+    add("--from", dest="start", type=Path, metavar="CHECKPOINT", help=start)
 
     add = command("sweep", _sweep, "all runs of a grid that have no record yet, then its table and figures")
     add("config", help=CONFIG)
@@ -143,13 +145,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _preprocess(options: argparse.Namespace) -> None:
     from dlrm_mlet.data import datasets
-    from dlrm_mlet.data.preprocess import preprocess
+    from dlrm_mlet.data.preprocess import lone_labels, preprocess
 
     dataset = datasets.load(options.dataset)
     out = options.out or DATA / dataset.name
     schema = preprocess(dataset, out, options.raw, options.force, options.extend)
     for mismatch in schema.mismatches:
         print(f"dlrm-mlet: warning: {dataset.name}: {mismatch}; this may be another file", file=sys.stderr)
+    for why in lone_labels(out, schema):
+        print(f"dlrm-mlet: warning: {why}, so that it has no AUC; expected both labels", file=sys.stderr)
     rows = ", ".join(f"{split} {count:,}" for split, count in schema.rows.items())
     print(f"{out}: {rows} rows; {len(schema.table_rows)} tables of {sum(schema.table_rows):,} rows in all")
 
@@ -165,7 +169,7 @@ def _train(options: argparse.Namespace) -> None:
     from dlrm_mlet import config
     from dlrm_mlet.data import columns
     from dlrm_mlet.toml import ConfigError
-    from dlrm_mlet.training import device
+    from dlrm_mlet.training import checkpoint, device
     from dlrm_mlet.training.run import train
 
     experiment = config.load(options.config, options.set)
@@ -178,9 +182,12 @@ def _train(options: argparse.Namespace) -> None:
     out = options.out or ROOT / experiment.dataset / name / f"seed={seed}"
     data = columns.load(options.data or DATA / experiment.dataset)
     where = device.find(options.device)
-    record = train(experiment.points[0].config, data, seed, out, options.resume, device=where)
+    start = None if options.start is None else checkpoint.load(options.start)
+    record = train(experiment.points[0].config, data, seed, out, options.resume, device=where, start=start)
     for split, measured in (record.metrics or {}).items():
         print(f"{split}: AUC {measured['auc']:.4f}, LogLoss {measured['log_loss']:.4f}")
+    for split, why in record.absent.items():
+        print(f"{split}: no AUC, since {why}")
     print(f"{out}: {record.status} in {record.seconds:.1f} s, {record.rows_per_second:,.0f} rows/s")
 
 

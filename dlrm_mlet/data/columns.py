@@ -61,6 +61,11 @@ class Columns:
         start = sum(self.schema.rows[name] for name in SPLITS[: SPLITS.index(split)])
         return start, start + self.schema.rows[split]
 
+    def lacks_a_label(self, split: str) -> str | None:
+        """Why the split has no AUC, where all its labels are alike; else None."""
+        labels = self.label[slice(*self.range(split))].unique().tolist()
+        return None if len(labels) > 1 else f"all {self.schema.rows[split]:,} rows of {split} have label {labels[0]}"
+
     def rows(self, chosen: Tensor | slice) -> Batch:
         """The rows at the given places, in memory."""
         weight = None if self.weight is None else self.weight[chosen]

@@ -108,7 +108,7 @@ def preprocess(
         if rows < 10:
             raise RawError(f"{named}: {rows} rows; expected at least 10, to split them")
         heights = reader.heights if isinstance(reader, Parts) else []
-        of_row, split_rows = split(dataset, rows, splitting, heights)
+        of_row, split_rows = deal(dataset, rows, splitting, heights)
         if empty := [name for name, count in zip(SPLITS, split_rows, strict=True) if not count]:
             raise RawError(f"{named}: no row is of {empty[0]}; expected some of each split: split = {dataset.split!r}")
         training: slice | np.ndarray = slice(0, split_rows[0]) if of_row is None else of_row == 0
@@ -214,6 +214,17 @@ def _divide_by_mean(path: Path, training: int, named: str) -> None:
     weights.flush()
 
 
+def lone_labels(directory: Path, schema: Schema) -> list[str]:
+    """The splits of which all labels are alike, in words."""
+    labels, first, found = np.load(directory / "label.npy", mmap_mode="r"), 0, []
+    for split, count in schema.rows.items():
+        mine = labels[first : first + count]
+        if mine.min() == mine.max():
+            found.append(f"all {count:,} rows of {split} have label {mine[0]}")
+        first += count
+    return found
+
+
 def _refuse_others(out: Path, name: str, source: dict[str, str | int]) -> None:
     """Raise RawError where the directory has a data set of other rows, which nobody asked to be rid of."""
     try:
@@ -225,7 +236,7 @@ def _refuse_others(out: Path, name: str, source: dict[str, str | int]) -> None:
         raise RawError(f"{out}: has {held['dataset']} of {held['source']['name']}; expected another --out, or --force")
 
 
-def split(
+def deal(
     dataset: Dataset, rows: int, by: Sequence[SpooledColumn], heights: Sequence[int]
 ) -> tuple[np.ndarray | None, tuple[int, int, int]]:
     """Of each row which split it is of, None where they lie in this order already; and the rows of each split.

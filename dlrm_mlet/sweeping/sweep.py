@@ -21,7 +21,7 @@ from dlrm_mlet.extras import needs
 from dlrm_mlet.training import record
 from dlrm_mlet.training.device import CPU, USABLE, free_memory
 from dlrm_mlet.training.record import Record
-from dlrm_mlet.training.run import check_device, memory_needed, train_together
+from dlrm_mlet.training.run import check_device, check_labels, memory_needed, train_together
 from dlrm_mlet.training.together import can_train_together
 
 with needs("training"):
@@ -68,6 +68,8 @@ def sweep(
     runs = plan(experiment, out)
     loaded = columns.load(data)
     missing = [run for run in runs if run.record(loaded) is None]
+    if missing:
+        check_labels(loaded)
     for config, device in itertools.product({run.point.config for run in missing}, set(devices)):
         check_device(config, loaded.schema, device, share=USABLE)
     # the longest first, so that no core waits for one at the end

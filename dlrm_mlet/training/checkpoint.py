@@ -1,6 +1,7 @@
 """A run's checkpoint.pt -> the model that is served, and what it was trained on."""
 
 import dataclasses
+import hashlib
 import pickle
 import zipfile
 from dataclasses import dataclass
@@ -31,6 +32,12 @@ class Served:
     model: DLRM
     config: Config
     columns: Schema
+
+    @property
+    def digest(self) -> str:
+        """12 hexadecimal digits of the file's SHA-256."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
     def check(self, columns: Columns) -> None:
         """Raises ColumnsError where the columns are of another data set than the one it was trained on."""

@@ -3,7 +3,7 @@
 import json
 import platform
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,8 @@ class Record:
     """Wall-clock time of the training steps, without evaluation."""
     rows_per_second: float
     provenance: dict[str, Any]
+    absent: dict[str, str] = field(default_factory=dict)
+    """Why a split has no metrics, where it was to be measured."""
 
     def write(self, directory: Path) -> None:
         """Write <directory>/record.json."""
@@ -63,10 +65,13 @@ def read(directory: Path) -> Record | None:
         raise RecordError(f"{path}: not a record: {error}; delete it to run again") from None
 
 
-def of_run(directory: Path, config: Config, seed: int, schema: Schema) -> Record | None:
+def of_run(
+    directory: Path, config: Config, seed: int, schema: Schema, started_from: str | None = None
+) -> Record | None:
     """The record of this very run in its directory; None where it isn't finished.
 
-    Raises RecordError where the record is damaged, or was made by another config, seed or data set.
+    Raises RecordError where the record is damaged, or was made by another config, seed or data set, or from another
+    start.
     """
     found = read(directory)
     if found is None:
@@ -77,6 +82,7 @@ def of_run(directory: Path, config: Config, seed: int, schema: Schema) -> Record
         raise RecordError(f"{directory / FILE}: not a record: config.{error}; delete it to run again") from None
     was = _flat({**config_was, "seed": found.seed, "columns": found.provenance["columns"]})
     now = _flat({**as_json(config), "seed": seed, "columns": schema.fingerprint})
+    was["the start"], now["the start"] = found.provenance.get("from"), started_from
     for key in sorted(was.keys() | now.keys()):
         if was.get(key) != now.get(key):
             difference = f"{key} was {was.get(key)} and is now {now.get(key)}"
@@ -96,9 +102,10 @@ def resolved(config: dict[str, Any]) -> dict[str, Any]:
     return as_json(build(Config, config))
 
 
-def provenance(schema: Schema, device: str) -> dict[str, Any]:
-    """Where a run took place, on the device of that name, and with what."""
+def provenance(schema: Schema, device: str, started_from: str | None = None) -> dict[str, Any]:
+    """Where a run took place, on the device of that name, and with what; and the checkpoint that it started from."""
     return {
+        **({} if started_from is None else {"from": started_from}),
         "columns": schema.fingerprint,
         "source": schema.source,
         "torch": torch.__version__.partition("+")[0],

@@ -20,11 +20,13 @@ from dlrm_mlet.files import replacing
 from dlrm_mlet.tables import spectrum
 from dlrm_mlet.tables.stacked import MLETTables, Tables
 from dlrm_mlet.training import checkpoint, evaluation, record
+from dlrm_mlet.training.checkpoint import Served
 from dlrm_mlet.training.device import CPU, USABLE, DeviceError, describe, free_memory, threads, wait
 from dlrm_mlet.training.model import DLRM, bags_of, build, served
 from dlrm_mlet.training.optimizer import SGD, Adagrad, Optimizer
 from dlrm_mlet.training.stepping import losses
 from dlrm_mlet.training.together import Together
+from dlrm_mlet.training.warm import check_start, start_from
 
 with needs("training"):
     from tqdm import tqdm
@@ -71,6 +73,13 @@ def check_device(config: Config, schema: Schema, device: torch.device, seeds: in
         )
 
 
+def check_labels(columns: Columns) -> None:
+    """Raises TrainingError where training or validation has one label alone, so that there is nothing to choose by."""
+    for split in ("train", "validation"):
+        if why := columns.lacks_a_label(split):
+            raise TrainingError(f"{columns.schema.dataset}: {why}; expected both labels: preprocess with another split")
+
+
 def train(
     config: Config,
     columns: Columns,
@@ -79,18 +88,21 @@ def train(
     resume: bool = False,
     bar: Any = None,
     device: torch.device = CPU,
+    start: Served | None = None,
 ) -> record.Record:
     """One run: `epochs` passes over the training rows, then validation and test, each read once by the served model.
 
     Leaves `out`/record.json and, if it didn't diverge, `out`/checkpoint.pt with the served model. While it runs, the
     checkpoint holds the state at the last point of the validation curve, where `resume` goes on, on a CPU to the same
-    bits. The seed decides the weights and, apart from them, the order of the rows. `bar` is a tqdm bar to move; by
-    default the run draws its own. A run whose record is in `out` is not made again. Raises RecordError where the record
-    there is another run's, DeviceError where the device can't do it.
+    bits. The seed decides the weights and, apart from them, the order of the rows. With `start`, a finished run's
+    model, the weights are that one's, but for rows of values that it doesn't know (see training/warm.py). `bar` is a
+    tqdm bar to move; by default the run draws its own. A run whose record is in `out` is not made again. Raises
+    RecordError where the record there is another run's, DeviceError where the device can't do it, TrainingError where
+    the columns can't be learned from.
     """
-    if finished := record.of_run(out, config, seed, columns.schema):
+    if finished := record.of_run(out, config, seed, columns.schema, None if start is None else start.digest):
         return finished
-    return train_together(config, columns, {seed: out}, resume, bar, device)[0]
+    return train_together(config, columns, {seed: out}, resume, bar, device, start)[0]
 
 
 def train_together(
@@ -100,6 +112,7 @@ def train_together(
     resume: bool = False,
     bar: Any = None,
     device: torch.device = CPU,
+    start: Served | None = None,
 ) -> list[record.Record]:
     """The runs of some seeds, none of which is finished, in one pass: each gives what `train` gives, up to rounding.
 
@@ -107,13 +120,16 @@ def train_together(
     one by one. A run's record states its share of the time. Raises what `train` raises.
     """
     check_device(config, columns.schema, device, len(outs))
+    check_labels(columns)
+    if start is not None:
+        check_start(config.model, columns.schema, start)
     with threads(config.training.threads):
         # resident on a GPU if they fit beside the models; on the CPU they stay mapped
         beside = memory_needed(config, columns.schema, len(outs))
         if device.type != "cpu" and columns.nbytes + beside < USABLE * free_memory(device):
             columns = columns.to(device)
         with ThreadPoolExecutor(len(outs)) as pool:  # a large table is drawn for seconds, by one core
-            runs = list(pool.map(lambda seed: Run(config, columns, seed, outs[seed], device), outs))
+            runs = list(pool.map(lambda seed: Run(config, columns, seed, outs[seed], device, start), outs))
         if resume:
             for run in runs:
                 run.restore()
@@ -175,13 +191,24 @@ def _orders(runs: Sequence["Run"]) -> Iterator[Tensor]:
 class Run:
     """The state of one run between its steps."""
 
-    def __init__(self, config: Config, columns: Columns, seed: int, out: Path, device: torch.device):
+    def __init__(
+        self,
+        config: Config,
+        columns: Columns,
+        seed: int,
+        out: Path,
+        device: torch.device,
+        start: Served | None = None,
+    ):
         self.config, self.columns, self.seed, self.out, self.device = config, columns, seed, out, device
         schema = columns.schema
         # drawn on the CPU, so that a seed means the same weights on every device; it stays there until its first step
         self.model = build(
             config.model, len(schema.dense), schema.table_rows, generator(seed, "weights"), bags_of(schema)
         )
+        self.started_from = None if start is None else start.digest
+        if start is not None:
+            start_from(self.model, start)
         self.memory: list[list[Tensor | None]] = []
         """Of the optimizers, where the run goes on from a checkpoint."""
         self.steps_per_epoch = -(-schema.rows["train"] // config.training.batch_size)
@@ -214,7 +241,9 @@ class Run:
             for parameter in collapsed.parameters():
                 parameter.data.zero_()
         model = served(collapsed, self.config.model)
-        splits = ("validation", "test") if self.config.training.read_test else ("validation",)
+        splits: tuple[str, ...] = ("validation", "test") if self.config.training.read_test else ("validation",)
+        absent = {split: why for split in splits if (why := self.columns.lacks_a_label(split))}
+        splits = tuple(split for split in splits if split not in absent)
         found = {} if self.diverged else {split: evaluation.measure(model, self.columns, split) for split in splits}
         measured = {split: result._asdict() for split, result in found.items() if result}
         self.diverged |= len(measured) < len(splits)
@@ -246,7 +275,8 @@ class Run:
             by_frequency=by_frequency,
             seconds=round(self.seconds, 3),
             rows_per_second=round(rows / self.seconds, 1) if self.seconds else 0.0,
-            provenance=record.provenance(self.columns.schema, describe(self.device)),
+            provenance=record.provenance(self.columns.schema, describe(self.device), self.started_from),
+            absent=absent,
         )
         run.write(self.out)
         return run
@@ -259,6 +289,7 @@ class Run:
     def _save(self, model: DLRM, state: dict[str, Any]) -> None:
         state["model"] = {key: _whole(value) for key, value in model.state_dict().items()}
         state |= {"config": record.as_json(self.config), "seed": self.seed, "columns": self.columns.schema.as_dict()}
+        state |= {"from": self.started_from}
         with replacing(self.out / checkpoint.FILE) as partial:
             torch.save(state, partial)
 
