@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dlrm_mlet import toml
 from dlrm_mlet.config import Config, TrainingConfig
 from dlrm_mlet.data.columns import Columns
 from dlrm_mlet.data.schema import Schema
@@ -299,9 +300,16 @@ class Run:
         if not path.exists():
             return
         state = checkpoint.read(path)
-        mine = {"config": record.as_json(self.config), "seed": self.seed, "columns": self.columns.schema.as_dict()}
+        its = {
+            "config": record.resolved(state["config"]),
+            "seed": state["seed"],
+            "columns": toml.build(Schema, state["columns"]).fingerprint,
+            "start": state.get("from"),
+        }
+        mine = {"config": record.as_json(self.config), "seed": self.seed}
+        mine |= {"columns": self.columns.schema.fingerprint, "start": self.started_from}
         for key, value in mine.items():
-            if (record.resolved(state[key]) if key == "config" else state[key]) != value:
+            if its[key] != value:
                 raise TrainingError(f"{path}: made with another {key}; delete it, or choose another --out")
         if not state["served"]:
             self.model.load_state_dict(state["model"])

@@ -93,7 +93,7 @@ def test_a_run_from_a_model_resumes_and_is_no_other_run(weeks, tmp_path, monkeyp
 
     with stopped_at(20, monkeypatch):
         train(config(evaluate_every=10), two, 0, tmp_path / "part", start=start)
-    with pytest.raises(TrainingError, match="made with another from"):
+    with pytest.raises(TrainingError, match="made with another start"):
         train(config(evaluate_every=10), two, 0, tmp_path / "part", resume=True)
     again = train(config(evaluate_every=10), two, 0, tmp_path / "part", resume=True, start=start)
     assert again.metrics == whole.metrics
