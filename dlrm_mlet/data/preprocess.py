@@ -357,19 +357,24 @@ def _assemble(
         for part, first in zip(parts, firsts, strict=True):
             part.seek(begin + int(first) * row_bytes)
         at_once = max(COPY_ROWS, COPY_BYTES // max(row_bytes, 1))
-        for start in range(0, shape[0] if columns else 0, at_once):
-            count = min(at_once, shape[0] - start)
-            rows = np.empty((count, width), dtype)
-            place = 0
-            for column in columns:
-                numbers, offset = count * column.width, start * column.width * dtype.itemsize
-                found = np.fromfile(column.path, dtype, numbers, offset=offset)
-                rows[:, place : place + column.width] = found.reshape(count, column.width)
-                place += column.width
+
+        def gathered() -> Iterator[tuple[int, np.ndarray]]:
+            for start in range(0, shape[0] if columns else 0, at_once):
+                count = min(at_once, shape[0] - start)
+                rows = np.empty((count, width), dtype)
+                place = 0
+                for column in columns:
+                    numbers, offset = count * column.width, start * column.width * dtype.itemsize
+                    found = np.fromfile(column.path, dtype, numbers, offset=offset)
+                    rows[:, place : place + column.width] = found.reshape(count, column.width)
+                    place += column.width
+                yield start, rows
+
+        for start, rows in ahead(gathered()):
             if split_of_row is None:
                 rows.tofile(parts[0])
                 continue
             for i, part in enumerate(parts):
-                rows[split_of_row[start : start + count] == i].tofile(part)
+                rows[split_of_row[start : start + len(rows)] == i].tofile(part)
     for column in columns:
         column.path.unlink()

@@ -26,7 +26,8 @@ from dlrm_mlet.extras import needs
 with needs("data"):
     import polars as pl
 
-ROW_BITS = 31
+AT_ONCE = 1 << 17
+"""Rows of a column that are looked up at once."""
 PAIRS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "-1": 0, "-1.0": 0}
 """Texts, in small letters, that are labels by themselves."""
 NAMES = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "test": 2, "testing": 2}
@@ -71,9 +72,10 @@ class Labels(SpooledColumn):
     def convert(self, values: pl.Series, refuse: Refuse) -> np.ndarray:
         """See SpooledColumn."""
         if self.positive is None:
-            labels = values.replace_strict({"0": 0, "1": 1}, default=None, return_dtype=pl.UInt8)
-            if not labels.has_nulls():
-                self._negative |= {"0"} if (labels == 0).any() else set()
+            ones, zeros = values == "1", values == "0"
+            if (ones | zeros).fill_null(False).all():
+                labels = ones.cast(pl.UInt8)
+                self._negative |= {"0"} if zeros.any() else set()
             else:
                 labels = self._of_pairs(values)
         else:
@@ -249,8 +251,9 @@ class Categories(SpooledColumn):
             if missing.any():
                 fallback = int(missing.arg_max() or 0)
             else:
-                met = new[self._of_training(ids, rules)]
-                fallback = int(_counts(met[met >= 0], 1).argmax())
+                met = self._of_training(ids, rules)
+                met = met if fresh.all() else new[met]
+                fallback = int(_counts(met if fresh.all() else met[met >= 0], 1).argmax())
         if not fresh.all() or before is not None:
             new[new < 0] = fallback if shared is None else shared
             ids = np.where(ids < 0, LEFT_OUT, new[ids])
@@ -312,7 +315,7 @@ class Hashed(Categories):
 class Hexadecimals(Categories):
     """Values of 8 lowercase hexadecimal digits, numbered in ascending order, a missing one last.
 
-    They are 32-bit numbers until all rows are read. Sorting these takes a fraction of the time and memory that
+    They are 32-bit numbers until all rows are read. Looking up these takes a fraction of the time and memory that
     looking up text does, and at millions of distinct values that decides.
     """
 
@@ -330,21 +333,49 @@ class Hexadecimals(Categories):
         """See Categories."""
         missing = np.concatenate([np.unpackbits(bits, count=count) for count, bits in self._missing])[:rows].view(bool)
         self._missing.clear()
-        # each value with its row below it, so that one plain sort, the fastest there is, brings equal values together
-        keys = np.fromfile(self.path, np.uint32, rows).astype(np.uint64)
-        keys[missing] = 1 << 32
-        keys <<= np.uint64(ROW_BITS)
-        keys |= np.arange(rows, dtype=np.uint64)
-        keys.sort()
-        row = (keys & np.uint64((1 << ROW_BITS) - 1)).astype(np.int64)
-        keys >>= np.uint64(ROW_BITS)
-        first = np.ones(rows, bool)
-        np.not_equal(keys[1:], keys[:-1], out=first[1:])
-        ids = np.empty(rows, self.dtype)
-        ids[row] = np.cumsum(first, dtype=self.dtype) - self.dtype.type(1)
-        values = pl.Series(keys[first]).replace(1 << 32, None).cast(pl.UInt32)
+        found = np.fromfile(self.path, np.uint32, rows)
+        there = found[~missing] if missing.any() else found
+        known = np.sort(pl.Series(there).unique().to_numpy())
+        ids = places(there, known)
+        if missing.any():
+            mine, ids = ids, np.full(rows, len(known), self.dtype)
+            ids[~missing] = mine
+        values = pl.Series(known)
+        if missing.any():
+            values = pl.concat([values, pl.Series([None], dtype=pl.UInt32)])
         if rules.least > 1:
             # a null is a missing value among numbers; among texts it stands for the rare ones
             texts = [f"{value:08x}" if value is not None else "" for value in values.to_list()]
             values = pl.Series(texts, dtype=pl.String)
         return self._finish(ids, values, directory, rules)
+
+
+def places(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(rows,) 32-bit numbers, all of them in `known`, which are distinct -> (rows,) their places there.
+
+    By hash tables without chains: of those that meet in one slot the last one has it, and the others go to the next
+    table, with another multiplier. At millions of rows this is 3 to 10 times as fast as a join, or a sort of all rows.
+    """
+    shift = np.uint32(32 - min(max(len(known).bit_length() + 2, 8), 31))
+    tables, left, multiplier = [], np.arange(len(known), dtype=np.int32), 2654435761
+    while len(left):
+        table = np.zeros(1 << (32 - int(shift)), np.int32)
+        slots = known[left] * np.uint32(multiplier) >> shift
+        table[slots] = left
+        left = left[table[slots] != left]
+        tables.append((np.uint32(multiplier), table))
+        multiplier = multiplier * 0x9E3779B1 % (1 << 32) | 1
+    found = np.empty(len(values), np.int32)
+    for first in range(0, len(values), AT_ONCE):  # so few that what is made on the way stays in the cache
+        mine, its, lost = values[first : first + AT_ONCE], found[first : first + AT_ONCE], None
+        for factor, table in tables:
+            place = table[mine * factor >> shift]
+            if lost is None:
+                its[:] = place
+            else:
+                its[lost] = place
+            strange = np.flatnonzero(known[place] != mine)
+            if not len(strange):
+                break
+            mine, lost = mine[strange], strange if lost is None else lost[strange]
+    return found

@@ -16,6 +16,7 @@ from dlrm_mlet.data.datasets import Dataset, MultiValued, Time
 from dlrm_mlet.data.preprocess import preprocess
 from dlrm_mlet.data.raw import RawError
 from dlrm_mlet.data.schema import SPLITS, ColumnsError
+from dlrm_mlet.data.spool import places
 from dlrm_mlet.toml import ConfigError, build
 
 HEADER = ["clicked", "age", "user", "tags", "ts", "part", "w"]
@@ -322,3 +323,13 @@ def test_a_time_and_a_bag_are_described_by_tables():
         "own", "l", (), ("tags", "hour"),
         multi_valued={"tags": MultiValued(separator=";")}, times={"hour": Time("ts", "hour")},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("known", [
+    [7], [0, 2**32 - 1], range(0, 2**32, 2**16), range(0, 2**32, 2**12), [3**i % 2**32 for i in range(5000)],
+])  # fmt: skip
+def test_places_are_where_values_lie(known):
+    known = np.unique(np.array(list(known), np.uint32))
+    drawn = np.random.default_rng(0).integers(0, len(known), 300_000)
+    assert (places(known[drawn], known) == drawn).all()
+    assert places(known[:0], known[:0]).shape == (0,)
