@@ -5,6 +5,8 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -102,6 +104,13 @@ def test_the_page_of_ones_own_data_runs_from_top_to_bottom(tmp_path, monkeypatch
     shown = capsys.readouterr().out
     assert "9 runs; 0 diverged" in shown  # the grid's
     assert (tmp_path / "probabilities.csv").read_text().count("\n") == 51
+    reader = re.search(r"```python\n(.*?)```", (DOCS / "serving.md").read_text(), re.S)[1]
+    assert reader.count("\n") <= 30
+    blocked = "import sys\nsys.modules['torch'] = sys.modules['dlrm_mlet'] = None\n"
+    call = [sys.executable, "-c", blocked + reader, "my-model", "new-clicks.csv"]
+    printed = subprocess.run(call, capture_output=True, text=True, check=True).stdout.split()
+    written = pl.read_csv("probabilities.csv")["probability"].to_numpy()
+    np.testing.assert_allclose([float(text) for text in printed], written, atol=1e-6)
 
 
 def commands(path):
