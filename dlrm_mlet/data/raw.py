@@ -3,10 +3,12 @@
 import bisect
 import codecs
 import csv
+import errno
 import gzip
 import hashlib
 import io
 import queue
+import struct
 import threading
 import zipfile
 import zlib
@@ -446,11 +448,17 @@ def _decompressed(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
                 names = [name for name in names if not name.startswith("__MACOSX/")]
                 if len(names) != 1:
                     raise RawError(f"{path}: holds {len(names)} files; expected one")
-                with archive.open(names[0]) as text:
+                try:
+                    opened = archive.open(names[0])
+                except RuntimeError as error:  # it asks for a password
+                    raise RawError(f"{path}: can't be unpacked: {error}; expected it without a password") from None
+                with opened as text:
                     yield text  # type: ignore[misc]
         else:
             yield file
-    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
+    except (EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, struct.error, OSError) as error:
+        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile) and error.errno != errno.EINVAL:
+            raise  # no fault of the file's
         raise RawError(f"{path}: the compressed stream is cut or damaged: {error}") from None
 
 
