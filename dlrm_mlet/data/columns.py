@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dlrm_mlet.data import schema as schemas
 from dlrm_mlet.data.schema import LEFT_OUT, SPLITS, ColumnsError, Schema
+from dlrm_mlet.files import recover
 
 
 class Batch(NamedTuple):
@@ -106,6 +107,7 @@ def load(directory: str | Path) -> Columns:
     Every id is one of its table's rows.
     """
     directory = Path(directory)
+    recover(directory)
     schema = schemas.load(directory / "schema.json")
     rows = sum(schema.rows.values())
     columns = Columns(

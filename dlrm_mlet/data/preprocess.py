@@ -33,7 +33,7 @@ from dlrm_mlet.data.spool import (
 )
 from dlrm_mlet.data.vocabulary import Vocabulary, load_all
 from dlrm_mlet.extras import needs
-from dlrm_mlet.files import replacing_directory, write_json
+from dlrm_mlet.files import alone, replacing_directory, write_json
 
 with needs("data"):
     import polars as pl
@@ -49,6 +49,8 @@ COPY_ROWS = 1 << 14
 COPY_BYTES = 4 << 20
 """Rows, or bytes where they are few, that are laid out at once."""
 LOADER_ROWS = 100_000
+OURS = ("dense.npy", "sparse.npy", "label.npy", "weight.npy", "schema.json", "vocabulary")
+"""What a data set's directory may hold."""
 ALIKE = (
     "dense", "categorical", "transform", "integer", "hexadecimal", "multi_valued", "hash_buckets", "times", "min_count",
 )  # fmt: skip
@@ -81,7 +83,7 @@ def preprocess(
         raise RawError(f"{len(paths)} raw files; expected three, of training, validation and test: split = 'files'")
     before = _before(dataset, extend)
     source: dict[str, str | int]
-    with replacing_directory(out) as directory:
+    with alone(out, "data set"), replacing_directory(out, _check_ours) as directory:
         reader: Reader | None = None
         if paths:
             reader = open_rows(dataset, paths, dataset.hexadecimal, dataset.format)
@@ -223,6 +225,12 @@ def lone_labels(directory: Path, schema: Schema) -> list[str]:
             found.append(f"all {count:,} rows of {split} have label {mine[0]}")
         first += count
     return found
+
+
+def _check_ours(directory: Path) -> None:
+    """Raise RawError where the directory has anything but a data set in it."""
+    if strangers := sorted(path.name for path in directory.iterdir() if path.name not in OURS):
+        raise RawError(f"{directory}: has {strangers[0]!r}, which is no part of a data set; expected another --out")
 
 
 def _refuse_others(out: Path, name: str, source: dict[str, str | int]) -> None:

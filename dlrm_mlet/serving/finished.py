@@ -19,7 +19,7 @@ from dlrm_mlet.data import columns
 from dlrm_mlet.data.columns import Columns
 from dlrm_mlet.data.schema import check_served
 from dlrm_mlet.data.vocabulary import load_all
-from dlrm_mlet.files import replacing_directory
+from dlrm_mlet.files import alone, replacing_directory
 from dlrm_mlet.serving import bundle
 from dlrm_mlet.serving.export import check, export, run, weights_file
 from dlrm_mlet.serving.session import IDS, Session, open_session
@@ -116,9 +116,7 @@ def export_bundle(served: Served, directory: Path, out: Path, bits: int = 32, of
     It holds model.onnx, schema.json, vocabulary/, and a manifest.json that says what they are. A bundle that was there
     is replaced; raises BundleError where `out` is anything else, and what `export_served` does.
     """
-    if out.exists():
-        bundle.read(out)
-    with replacing_directory(out) as partial:
+    with alone(out, "bundle"), replacing_directory(out, bundle.read) as partial:
         report = export_served(served, directory, partial / bundle.MODEL, bits, offset)
         shutil.copyfile(directory / "schema.json", partial / "schema.json")
         shutil.copytree(directory / "vocabulary", partial / "vocabulary")

@@ -194,9 +194,7 @@ def mutated(rng: random.Random, whole: bytes) -> bytes:
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.__name__)
 def test_no_mutation_escapes(tmp_path, tool: Callable[[Path, pd.DataFrame], tuple[Path, Dataset]]):
     source, dataset = tool(tmp_path, table())
-    richer = dataclasses.replace(
-        dataset, split="random", min_count=2, weight="price" if "price" not in dataset.dense else None
-    )
+    richer = dataclasses.replace(dataset, split="random", min_count=2)
     files = sorted(file for file in source.rglob("*") if file.is_file()) if source.is_dir() else [source]
     whole = {file: file.read_bytes() for file in files}
     rng, read = random.Random(tool.__name__), 0
