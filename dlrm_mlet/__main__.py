@@ -2,9 +2,12 @@
 
 import argparse
 import hashlib
+import io
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,11 @@ CONFIG = "an experiment's .toml file, or the name of a built-in one, such as fli
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit status: 0, 1 for bad input, 130 when it was stopped by Ctrl-C."""
     options = _parser().parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        _end_as_by_ctrl_c()
+    for stream in (sys.stdout, sys.stderr):  # a terminal without ± shows another character
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         options.run(options)
     except (ValueError, OSError, RuntimeError, MissingExtraError) as error:
@@ -38,10 +46,26 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"dlrm-mlet: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("\ndlrm-mlet: stopped; the same call goes on from here", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stopped, Terminated) else 130
     return 0
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end, by SIGTERM or by the terminal that is closing: the same as Ctrl-C."""
+
+
+def _end_as_by_ctrl_c() -> None:
+    """SIGTERM and SIGHUP end a command as Ctrl-C does, unless whoever started it wants them ignored."""
+
+    def end(number: int, frame: object) -> None:
+        raise Terminated
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, end)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,7 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--out", type=Path, metavar="DIR", help="default: results/<dataset>/<config>[,KEY=VALUE]/seed=<seed>")
     add("--device", help="cpu or cuda:N; default: the first GPU, if there is one")
-    add("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
+    add("--fresh", action="store_true", help="start anew; without it the run goes on from the checkpoint in --out")
+    add("--resume", action="store_true", help=argparse.SUPPRESS)  # as it does anyway
     start = "a finished run's checkpoint.pt to start from, of the same data set or one that this extends"
     add("--from", dest="start", type=Path, metavar="CHECKPOINT", help=start)
 
@@ -183,7 +208,7 @@ def _train(options: argparse.Namespace) -> None:
     data = columns.load(options.data or DATA / experiment.dataset)
     where = device.find(options.device)
     start = None if options.start is None else checkpoint.load(options.start)
-    record = train(experiment.points[0].config, data, seed, out, options.resume, device=where, start=start)
+    record = train(experiment.points[0].config, data, seed, out, not options.fresh, device=where, start=start)
     for split, measured in (record.metrics or {}).items():
         print(f"{split}: AUC {measured['auc']:.4f}, LogLoss {measured['log_loss']:.4f}")
     for split, why in record.absent.items():
@@ -195,7 +220,7 @@ def _sweep(options: argparse.Namespace) -> None:
     from dlrm_mlet import config
     from dlrm_mlet.data import columns
     from dlrm_mlet.sweeping import tuning
-    from dlrm_mlet.sweeping.sweep import sweep
+    from dlrm_mlet.sweeping.sweep import FailedRuns, sweep
     from dlrm_mlet.training import device
 
     experiment = config.load(options.config)
@@ -206,7 +231,13 @@ def _sweep(options: argparse.Namespace) -> None:
     trials: list[Any] = []
     if experiment.tuning:
         experiment, trials = tuning.tune(experiment, data, out / "trials", devices)
-    runs = sweep(experiment, data, out, devices)
+    failed: FailedRuns | None = None
+    try:
+        runs = sweep(experiment, data, out, devices)
+    except FailedRuns as error:
+        failed, runs = error, error.runs
+        if not runs:
+            raise
 
     from dlrm_mlet.reporting import publishing, report, results
 
@@ -214,12 +245,15 @@ def _sweep(options: argparse.Namespace) -> None:
     if trials:
         tables["-trials"] = results.rows([(run.point, record) for run, record in trials])
     table, told = publishing.store(out, tables, options.publish)
-    drawn = report.draw(table, table.parent) if table else []
     print(report.summary([results.as_row(row) for row in tables[""]]))
     diverged = sum(record.status == "diverged" for _, record in runs)
     print(f"{told}; {diverged} diverged")
-    for path in filter(None, [table, *drawn]):
+    for path in filter(None, [table]):
         print(path)
+    for path in report.draw(table, table.parent) if table else []:
+        print(path)
+    if failed is not None:
+        raise failed
 
 
 def _spectrum(options: argparse.Namespace) -> None:
@@ -268,6 +302,8 @@ def _predict(options: argparse.Namespace) -> None:
             f"{examples}; training has {', '.join(map(repr, its.known))} and others",
             file=sys.stderr,
         )
+    if done.lacks:
+        print(f"dlrm-mlet: a field less than the data set: taken as rows without {done.lacks!r}", file=sys.stderr)
     if done.quality:
         auc = "undefined, as all labels are alike" if done.quality.auc is None else f"{done.quality.auc:.6f}"
         print(f"{done.quality.rows:,} rows have labels: AUC {auc}, LogLoss {done.quality.log_loss:.6f}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -34,9 +35,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
     It is on the disk by then. A link is followed: what it points to is replaced.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a directory; expected the name of a file to write")
     path = _followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".partial", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{_short(path.name)}.", suffix=".partial", dir=path.parent)
     os.close(handle)
     partial = Path(name)
     try:
@@ -60,7 +63,7 @@ def replacing_directory(path: Path, check: Callable[[Path], object]) -> Iterator
     recover(path)
     _refuse(path, check)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name[:80]}.", suffix=".partial", dir=path.parent))
+    partial = Path(tempfile.mkdtemp(prefix=f".{_short(path.name)}.", suffix=".partial", dir=path.parent))
     try:
         yield partial
         partial.chmod(0o777 & ~UMASK)
@@ -111,9 +114,14 @@ def _exchanged(one: Path, other: Path) -> bool:
 def recover(path: Path) -> None:
     """Give a directory its name back which a process that was killed had put aside, on a system without exchange."""
     if not path.exists() and path.parent.is_dir():
-        aside = path.parent.glob(f".{_literal(path.name[:80])}.*.old")
+        aside = path.parent.glob(f".{_literal(_short(path.name))}.{'?' * 8}.old")
         if latest := max(aside, key=lambda one: one.stat().st_mtime, default=None):
             latest.rename(path)
+
+
+def _short(name: str) -> str:
+    """The name, or one of its own that leaves room for an ending: file systems end at 255 bytes."""
+    return name if len(name.encode()) <= 150 else hashlib.sha256(name.encode()).hexdigest()
 
 
 def _literal(name: str) -> str:
@@ -126,7 +134,7 @@ def alone(path: Path, what: str) -> Iterator[None]:
 
     Beside it lies <name>.lock then. One whose process is dead is none. Raises BusyError where another one lives.
     """
-    lock = _followed(path).with_name(f".{path.name[:80]}.lock")
+    lock = _followed(path).with_name(f".{_short(path.name)}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     pid, since = os.getpid(), time.strftime("%Y-%m-%d %H:%M")
     mine = {"pid": pid, "host": socket.gethostname(), "since": since, "seen": _seen(), "started": _started(pid)}
@@ -230,8 +238,8 @@ def _lives(pid: int) -> bool:
 
 
 def _followed(path: Path) -> Path:
-    """What a link points to, else the path itself."""
-    return path.resolve() if path.is_symlink() else path
+    """What a link, or a path that ends in dots, points to; else the path itself."""
+    return path.resolve() if path.is_symlink() or path.name in ("", "..") else path
 
 
 def _sync(path: Path) -> None:

@@ -106,9 +106,13 @@ def test_the_old_directory_comes_back(tmp_path, monkeypatch, exchange, fails):
     assert everything(path) in (["old"], ["new"])
     assert len(list(tmp_path.iterdir())) == 1
     monkeypatch.undo()
-    path.rename(tmp_path / ".data.abcdef.old")  # as a kill between the two renames leaves it
+    path.rename(tmp_path / ".data.abcdef12.old")  # as a kill between the two renames leaves it
+    recover(tmp_path / "dat")  # another one's
     recover(path)
     assert everything(path) in (["old"], ["new"])
+    path.rename(tmp_path / ".data.b.abcdef12.old")
+    recover(path)
+    assert not path.exists()
 
 
 def test_only_one_works_on_a_directory(tmp_path):

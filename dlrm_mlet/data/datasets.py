@@ -43,7 +43,8 @@ class MultiValued:
 
 @dataclass(frozen=True)
 class Time:
-    """A categorical or dense column that is a part of a time: ISO 8601, or seconds or milliseconds since 1970."""
+    """A categorical or dense column that is a part of a time: ISO 8601, or seconds, milliseconds or microseconds since
+    1970."""
 
     column: str
     """Of the raw file, with the time; one with an offset is turned into UTC, any other is taken as it is."""
@@ -165,8 +166,10 @@ class Dataset:
         for name, time in self.times.items():
             if name not in (*self.dense, *self.categorical):
                 raise ConfigError(f"times.{name}: is neither a dense nor a categorical column")
-            if name in (*self.integer, *self.hexadecimal, *self.multi_valued) or time.column in self.dense:
+            if name in (*self.integer, *self.hexadecimal, *self.multi_valued):
                 raise ConfigError(f"times.{name}: is a part of a time, and can be nothing else")
+            if name == time.column:
+                raise ConfigError(f"times.{name}: has the name of its raw column; expected one of its own")
         for name, many in self.multi_valued.items():
             if name in self.hexadecimal:
                 raise ConfigError(f"multi_valued.{name}: is hexadecimal too; expected one of both")
@@ -175,8 +178,14 @@ class Dataset:
             if len(many.separator) != 1:
                 raise ConfigError(f"multi_valued.{name}.separator = {many.separator!r}: expected one character")
         for name, buckets in self.hash_buckets.items():
-            if not 1 <= buckets < 1 << 31 or name in self.hexadecimal or self.least_count(name) > 1:
-                raise ConfigError(f"hash_buckets.{name} = {buckets}: expected 1 to 2^31 - 1, and no other numbering")
+            if not 1 <= buckets < 1 << 31:
+                raise ConfigError(f"hash_buckets.{name} = {buckets}: expected 1 to 2^31 - 1")
+            if name in self.hexadecimal or (isinstance(self.min_count, dict) and name in self.min_count):
+                raise ConfigError(f"hash_buckets.{name}: is numbered by hexadecimal or min_count too; expected one way")
+        if both := sorted({*self.integer} & {*self.hexadecimal}):
+            raise ConfigError(f"hexadecimal: {both[0]} is in integer too; expected one of both")
+        if self.lost_rows and self.split in ("time", "column", "files"):
+            raise ConfigError(f"lost_rows: can't be with split = {self.split!r}")
         for name in self.categorical:
             if self.least_count(name) < 1:
                 raise ConfigError(f"min_count = {self.min_count}: expected 1 or more")
@@ -187,7 +196,9 @@ class Dataset:
 
     def least_count(self, name: str) -> int:
         """In how many rows of training a value of the categorical column has to be for an id of its own."""
-        return self.min_count.get(name, 1) if isinstance(self.min_count, dict) else self.min_count
+        if isinstance(self.min_count, dict):
+            return self.min_count.get(name, 1)
+        return 1 if name in self.hash_buckets else self.min_count
 
     @property
     def numbers_training_alone(self) -> bool:

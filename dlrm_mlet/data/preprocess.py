@@ -31,7 +31,7 @@ from dlrm_mlet.data.spool import (
     Texts,
     Weights,
 )
-from dlrm_mlet.data.vocabulary import Vocabulary, load_all
+from dlrm_mlet.data.vocabulary import LARGEST, Vocabulary, load_all
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import alone, replacing_directory, write_json
 
@@ -136,7 +136,7 @@ def preprocess(
             for future in others:
                 future.result()
         if weight:
-            _divide_by_mean(directory / "weight.npy", split_rows[0], named)
+            _divide_by_mean(directory / "weight.npy", split_rows, named)
         for name, found in zip(dataset.categorical, numbered, strict=True):
             if not found.table_rows:
                 raise RawError(f"{named}: column {name!r} has no value at all in training; expected some to embed")
@@ -167,11 +167,15 @@ def preprocess(
 
 def _category(dataset: Dataset, name: str, directory: Path) -> Categories:
     many, integer = dataset.multi_valued.get(name), name in dataset.integer
+    found: Categories
     if name in dataset.hash_buckets:
-        return Hashed(name, directory, dataset.hash_buckets[name], integer, many)
-    if name in dataset.hexadecimal:
-        return Hexadecimals(name, directory)
-    return Texts(name, directory, integer, many)
+        found = Hashed(name, directory, dataset.hash_buckets[name], integer, many)
+    elif name in dataset.hexadecimal:
+        found = Hexadecimals(name, directory)
+    else:
+        found = Texts(name, directory, integer, many)
+    found.nulls = dataset.null_values
+    return found
 
 
 def _before(dataset: Dataset, extend: Path | None) -> dict[str, Vocabulary | None]:
@@ -206,12 +210,15 @@ def _line_of(extend: Path) -> tuple[str, ...]:
     return (schema.fingerprint, *schema.extends)
 
 
-def _divide_by_mean(path: Path, training: int, named: str) -> None:
+def _divide_by_mean(path: Path, split_rows: Sequence[int], named: str) -> None:
     """Weights with a mean of 1 over training, so that a learning rate means what it does without them."""
     weights = np.load(path, mmap_mode="r+")
-    mean = float(weights[:training].mean(dtype=np.float64))
-    if not mean > 0:
-        raise RawError(f"{named}: all weights of training are 0; expected some above")
+    for name, mine in zip(SPLITS, np.split(weights, np.cumsum(split_rows)[:-1]), strict=True):
+        if not mine.max() > 0:
+            raise RawError(f"{named}: all weights of {name} are 0; expected some above")
+    mean = float(weights[: split_rows[0]].mean(dtype=np.float64))
+    if not float(weights.max()) / mean < LARGEST:
+        raise RawError(f"{named}: a weight is {weights.max():g}, and their mean {mean:g}; expected less of a spread")
     weights /= np.float32(mean)
     weights.flush()
 
@@ -229,8 +236,15 @@ def lone_labels(directory: Path, schema: Schema) -> list[str]:
 
 def _check_ours(directory: Path) -> None:
     """Raise RawError where the directory has anything but a data set in it."""
-    if strangers := sorted(path.name for path in directory.iterdir() if path.name not in OURS):
-        raise RawError(f"{directory}: has {strangers[0]!r}, which is no part of a data set; expected another --out")
+    found = [path for path in directory.rglob("*") if not path.name.startswith(".")]
+    known = {directory / name for name in OURS}
+    strangers = [p for p in found if p not in known and (p.parent.name, p.suffix) != ("vocabulary", ".arrow")]
+    if strangers:
+        raise RawError(f"{min(strangers)}: is no part of a data set; expected another --out")
+    try:
+        schemas.load(directory / "schema.json")
+    except ColumnsError as error:
+        raise RawError(f"{directory}: has files, and no whole data set ({error}); expected another --out") from None
 
 
 def _refuse_others(out: Path, name: str, source: dict[str, str | int]) -> None:

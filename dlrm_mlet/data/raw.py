@@ -174,6 +174,8 @@ class ParquetReader:
             raise RawError(f"{path}: not a Parquet file: {error}") from None
         check_columns(path, list(self.schema), columns)
         for name in columns:
+            if name == "*" or (name.startswith("^") and name.endswith("$")):
+                raise RawError(f"{path}: column {name!r} reads as a pattern; expected another name for it")
             kind = self.schema[name]
             is_list = isinstance(kind, pl.List | pl.Array)
             inner = kind.inner if is_list and name in lists else kind  # type: ignore[attr-defined]

@@ -13,12 +13,14 @@ with needs("data"):
 Where = Callable[[int], str]
 Refuse = Callable[[pl.Series, str], None]
 """Called with the rows of a block that may be wrong, and what was expected; raises RawError at the first that is."""
-EPOCH = r"^-?\d{9,10}(\.\d+)?$|^\d{12,13}$"
+EPOCH = r"^(\d{9}|1\d{9})(\.\d+)?$|^\d{13}$|^\d{16}$"
+"""Seconds, of 9 digits or of 10 below 2,000,000,000, since YYYYMMDDHH is above; milliseconds, or microseconds."""
 ISO = (
     r"^(?P<date>\d{4}-\d\d-\d\d)([T ](?P<hour>\d\d)(:(?P<minute>\d\d)(:(?P<second>\d\d)(\.\d+)?)?)?)?"
     r"\s*(Z|UTC|(?P<offset>[+-]\d\d):?(?P<minutes>\d\d))?$"
 )
-MILLISECONDS_ABOVE = 1e11
+UNITS = ((1e14, 1e6), (1e11, 1e3))
+"""Above which number it is of which unit, as a share of a second."""
 
 
 def refuser(values: pl.Series, first_row: int, where: Where) -> Refuse:
@@ -45,10 +47,16 @@ def open_rows(
 
     Those that are `hexadecimal` come as numbers where they parse. Without labels, what only training needs isn't read.
     """
-    numbers = [name for name in dataset.dense if name not in (*dataset.times, *also)]
-    lists = tuple(many.column or name for name, many in dataset.multi_valued.items())
+    several = {many.column or name for name, many in dataset.multi_valued.items()}
+    # what has a second role, in which it is text, is read as text
+    times = {time.column for time in dataset.times.values()}
+    texts = {*also, *several, *times, dataset.label, dataset.split_by}
+    numbers = [name for name in dataset.dense if name not in (*dataset.times, *texts)]
+    single = {*times, *dataset.dense, dataset.label, dataset.split_by, dataset.weight}
+    single |= {name for name in dataset.categorical if name not in dataset.multi_valued}
+    lists = tuple(several - single)
     columns = tuple(dict.fromkeys((*dataset.raw_columns(labelled), *also)))
-    parsed = tuple(name for name in hexadecimal if name not in also)
+    parsed = tuple(name for name in hexadecimal if name not in texts)
     opened = [open_raw(path, columns, tuple(numbers), parsed, format, lists) for path in paths]
     return opened[0] if len(opened) == 1 else Parts(paths[0], opened)
 
@@ -70,11 +78,14 @@ def with_columns(dataset: Dataset, block: Block, where: Where) -> pl.DataFrame:
 def moments(values: pl.Series, refuse: Refuse) -> pl.Series:
     """(rows,) times -> (rows,) moments, to the second, in UTC, a missing one null.
 
-    Times are ISO 8601, or seconds or milliseconds since 1970.
+    Times are ISO 8601, or seconds, milliseconds or microseconds since 1970.
     """
     text = values.str.strip_chars().replace("", None).alias("text")
     number = pl.when(pl.col("text").str.contains(EPOCH)).then(pl.col("text")).cast(pl.Float64, strict=False)
-    seconds = pl.when(number.abs() > MILLISECONDS_ABOVE).then(number / 1000).otherwise(number).floor().cast(pl.Int64)
+    scaled = number
+    for above, unit in UNITS:
+        scaled = pl.when(number > above).then(number / unit).otherwise(scaled)
+    seconds = scaled.floor().cast(pl.Int64)
     iso = pl.col("text").str.extract_groups(ISO).struct
     clock = pl.concat_str(*(iso.field(name).fill_null("00") for name in ("hour", "minute", "second")), separator=":")
     local = (iso.field("date") + " " + clock).str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", strict=False)
@@ -83,5 +94,6 @@ def moments(values: pl.Series, refuse: Refuse) -> pl.Series:
     )
     utc = local - pl.duration(minutes=minutes.fill_null(0))
     found = text.to_frame().select(pl.coalesce(pl.from_epoch(seconds), utc)).to_series()
-    refuse(text.is_not_null() & found.is_null(), "a time, as 2014-10-21 07:30, or seconds or milliseconds since 1970")
+    expected = "a time, as 2014-10-21 07:30, or seconds (9 or 10 digits), milliseconds (13) or microseconds since 1970"
+    refuse(text.is_not_null() & found.is_null(), expected)
     return found

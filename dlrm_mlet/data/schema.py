@@ -6,16 +6,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dlrm_mlet.data.datasets import Dataset
+from dlrm_mlet.data.datasets import BUILT_IN, Dataset
 from dlrm_mlet.toml import ConfigError, build
 
 SPLITS = ("train", "validation", "test")
 LEFT_OUT = -1
 """An id that stands for no value: of a multi-valued column's places that a row doesn't fill."""
-DECIDING = (
-    "split_by", "fractions", "split_at", "vocabulary", "min_count", "hash_buckets", "multi_valued", "times", "weight",
-)  # fmt: skip
-"""Keys of a data set that decide what its columns hold, besides those that are a schema's own."""
+OWN = ("name", "label", "dense", "categorical", "split", "split_seed", "transform", "null_values", "integer")
+"""Keys of a data set that a schema has by themselves."""
 
 
 class ColumnsError(ValueError):
@@ -67,7 +65,8 @@ class Schema:
             said["source"] = {key: value for key, value in self.source.items() if key != "name"}
         described, extends = said.pop("described"), said.pop("extends")
         said.pop("fallback")  # follows from the rest
-        said |= {key: described[key] for key in DECIDING if key in described}
+        if self.dataset not in BUILT_IN:  # of which the name says all
+            said |= {key: value for key, value in described.items() if key not in OWN}
         said |= {"extends": extends} if extends else {}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -85,7 +85,7 @@ class Labels(SpooledColumn):
         if len(self._negative) > 1:
             wrong = wrong | (labels == 0)
         if wrong.any():
-            counts = values.value_counts(sort=True).head(5).rows()
+            counts = values.alias("value").value_counts(sort=True).head(5).rows()
             found = ", ".join(f"{value!r} {count:,} times" for value, count in counts)
             refuse(wrong, f"{self._expected()}; around there: {found}")
         return labels.to_numpy()
@@ -126,7 +126,8 @@ class Weights(SpooledColumn):
 
     def convert(self, values: pl.Series, refuse: Refuse) -> np.ndarray:
         """See SpooledColumn."""
-        refuse(values.is_null() | (values == "" if values.dtype == pl.String else False), "a weight")
+        text = values.dtype == pl.String
+        refuse(values.is_null() | (values.str.strip_chars() == "" if text else False), "a weight")
         found = numbers(values, "identity", refuse)
         refuse(pl.Series(found < 0), "a weight of 0 or more")
         return found
@@ -187,6 +188,9 @@ class Categories(SpooledColumn):
 
     dtype = np.dtype(np.int32)
 
+    nulls: tuple[str, ...] = ()
+    """Texts that mean no value, in a multi-valued column."""
+
     def __init__(self, name: str, directory: Path, many: MultiValued | None = None):
         super().__init__(name, directory)
         self.many = many
@@ -196,7 +200,7 @@ class Categories(SpooledColumn):
         """See SpooledColumn."""
         if self.many is None:
             return self.encode(values, refuse)
-        flat = flatten(values, self.many, refuse)
+        flat = flatten(values, self.many, self.nulls, refuse)
         return flat.matrix(self.encode(flat.values, flat.refuser(refuse)), self.width)
 
     @abstractmethod
@@ -220,8 +224,9 @@ class Categories(SpooledColumn):
         kept = np.ones(len(values), bool)
         if rules.only or rules.least > 1:
             met = self._of_training(ids, rules)
-            kept = _counts(met, len(values)) >= max(rules.least, 1)
+            kept = _counts(self._once_a_row(met), len(values)) >= max(rules.least, 1)
             if rules.only and values.dtype == pl.String:  # by first appearance, too, among the rows of training
+                met = met[met >= 0]
                 first = np.full(len(values), len(met))
                 first[met[::-1]] = np.arange(len(met))[::-1]
                 order = np.argsort(first, kind="stable")
@@ -242,18 +247,19 @@ class Categories(SpooledColumn):
         if rules.least > 1 and (new < 0).any() and shared is None:
             shared = len(known)
             known = pl.concat([known, pl.Series([None], dtype=pl.String)])
-        if before is not None:
-            fallback = before.fallback
-        elif shared is not None or self.many is not None:
+        if shared is not None or self.many is not None:
             fallback = LEFT_OUT if shared is None else shared
         else:
             missing = known.is_null() if known.dtype != pl.String else known == ""
-            if missing.any():
-                fallback = int(missing.arg_max() or 0)
+            missing_id = int(missing.arg_max() or 0) if missing.any() else LEFT_OUT
+            met = self._of_training(ids, rules)
+            met = met if fresh.all() else new[met]
+            if before is not None and (before.fallback == missing_id or not (met == missing_id).any()):
+                fallback = before.fallback
+            elif missing_id >= 0 and (met == missing_id).any():
+                fallback = missing_id
             else:
-                met = self._of_training(ids, rules)
-                met = met if fresh.all() else new[met]
-                fallback = int(_counts(met if fresh.all() else met[met >= 0], 1).argmax())
+                fallback = int(_counts(met[met >= 0], 1).argmax())
         if not fresh.all() or before is not None:
             new[new < 0] = fallback if shared is None else shared
             ids = np.where(ids < 0, LEFT_OUT, new[ids])
@@ -265,8 +271,17 @@ class Categories(SpooledColumn):
         return Numbered(len(known), digest_of(path), fallback)
 
     def _of_training(self, ids: np.ndarray, rules: Numbering) -> np.ndarray:
-        found = ids.reshape(-1, self.width)[rules.training].ravel()
-        return found[found >= 0] if self.many else found
+        """(rows * width,) those of training; of a multi-valued column with what rows don't fill."""
+        return ids.reshape(-1, self.width)[rules.training].ravel()
+
+    def _once_a_row(self, ids: np.ndarray) -> np.ndarray:
+        """Without what rows don't fill, and without a value's further times in a row."""
+        if self.many is None:
+            return ids
+        ordered = np.sort(ids.reshape(-1, self.width), axis=1)
+        again = np.zeros(ordered.shape, bool)
+        again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+        return ordered[(ordered >= 0) & ~again]
 
 
 def _counts(ids: np.ndarray, least: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -91,10 +91,12 @@ class Flat:
         return refuse_values
 
 
-def flatten(values: pl.Series, many: MultiValued, refuse: Refuse) -> Flat:
-    """(rows,) text or lists of text -> their values; empty ones and nulls are none."""
+def flatten(values: pl.Series, many: MultiValued, nulls: Sequence[str], refuse: Refuse) -> Flat:
+    """(rows,) text or lists of text -> their values; blank ones, nulls and `nulls` are none."""
     lists = values.str.split(many.separator) if values.dtype == pl.String else values
-    lists = lists.list.eval(pl.element().filter(pl.element().is_not_null() & (pl.element() != "")))
+    value = pl.element()
+    is_one = value.is_not_null() & (value.str.strip_chars() != "") & ~value.is_in(list(nulls))
+    lists = lists.list.eval(value.filter(is_one))
     counts = lists.list.len().fill_null(0)
     if many.longer == "refuse":
         refuse(
@@ -181,15 +183,20 @@ def _as_integers(values: pl.Series) -> pl.Series:
 class Column:
     """A categorical column of a data set: how a block's raw values become its ids."""
 
-    def __init__(self, ids: Callable[[pl.Series, Refuse], tuple[np.ndarray, pl.Series]], many: MultiValued | None):
-        self._ids, self._many = ids, many
+    def __init__(
+        self,
+        ids: Callable[[pl.Series, Refuse], tuple[np.ndarray, pl.Series]],
+        many: MultiValued | None,
+        nulls: Sequence[str],
+    ):
+        self._ids, self._many, self._nulls = ids, many, nulls
 
     def ids(self, values: pl.Series, refuse: Refuse) -> tuple[np.ndarray, pl.Series]:
         """(rows,) raw values -> (rows, places) ids, and the values that have none of their own."""
         if self._many is None:
             found, strangers = self._ids(values, refuse)
             return found[:, None], strangers
-        flat = flatten(values, self._many, refuse)
+        flat = flatten(values, self._many, self._nulls, refuse)
         found, strangers = self._ids(flat.values, flat.refuser(refuse))
         return flat.matrix(found, self._many.max_values), strangers
 
@@ -223,7 +230,7 @@ def load_columns(directory: Path, schema: Schema) -> tuple[dict[str, Column], di
     found = {}
     for name, vocabulary in vocabularies.items():
         ids = vocabulary.ids if vocabulary else _hashed(dataset.hash_buckets[name], name in schema.integer)
-        found[name] = Column(ids, dataset.multi_valued.get(name))
+        found[name] = Column(ids, dataset.multi_valued.get(name), dataset.null_values)
     return found, vocabularies
 
 

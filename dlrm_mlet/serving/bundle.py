@@ -43,7 +43,12 @@ def read(directory: Path) -> dict[str, Any]:
             raise BundleError(f"{file}: no such file; expected the whole directory of the bundle")
         if digest_of(file) != digest:
             raise BundleError(f"{file}: isn't what was written; expected the bundle as it was exported")
+    return manifest
+
+
+def check_ours(directory: Path) -> None:
+    """Raises BundleError where the directory is no whole bundle, or has anything else in it."""
+    files = read(directory)["files"]
     for file in directory.rglob("*"):
         if file.is_file() and file.relative_to(directory).as_posix() not in (MANIFEST, *files):
-            raise BundleError(f"{file}: isn't of the bundle; expected the directory as it was exported")
-    return manifest
+            raise BundleError(f"{file}: is no part of a bundle; expected another directory to write")

@@ -116,7 +116,7 @@ def export_bundle(served: Served, directory: Path, out: Path, bits: int = 32, of
     It holds model.onnx, schema.json, vocabulary/, and a manifest.json that says what they are. A bundle that was there
     is replaced; raises BundleError where `out` is anything else, and what `export_served` does.
     """
-    with alone(out, "bundle"), replacing_directory(out, bundle.read) as partial:
+    with alone(out, "bundle"), replacing_directory(out, bundle.check_ours) as partial:
         report = export_served(served, directory, partial / bundle.MODEL, bits, offset)
         shutil.copyfile(directory / "schema.json", partial / "schema.json")
         shutil.copytree(directory / "vocabulary", partial / "vocabulary")

@@ -16,7 +16,7 @@ from dlrm_mlet.data.datasets import Dataset, Format
 from dlrm_mlet.data.raw import fields_of_first_line, names_of
 from dlrm_mlet.data.rows import open_rows, refuser, with_columns
 from dlrm_mlet.data.schema import SPLITS, Schema, check_trained_on
-from dlrm_mlet.data.spool import Labels
+from dlrm_mlet.data.spool import Labels, Weights
 from dlrm_mlet.data.vocabulary import load_columns, numbers
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing
@@ -91,6 +91,8 @@ class Prediction:
     """Of each column that has values which the data set doesn't have."""
     quality: Quality | None
     rows_per_second: float
+    lacks: str | None = None
+    """The label, where files without a header have a field less than the data set, and this was taken for it."""
 
 
 def open_model(path: Path) -> Model:
@@ -157,11 +159,11 @@ def predict(
     column's values are unknown, unless that is allowed: both sides are shown then, and <out> isn't written.
     """
     paths = [source] if isinstance(source, Path) else list(source)
-    if any(out.exists() and path.exists() and out.samefile(path) for path in paths):
-        raise PredictError(f"{out}: is the file of the rows; expected another --out")
+    keep = list(dict.fromkeys(keep))
     if PROBABILITY in keep:
         raise PredictError(f"keep = {list(keep)}: {PROBABILITY!r} is what is written; expected other columns")
     home = model.data or data
+    _refuse_out(out, [*paths, model.path, *filter(None, [home])])
     if home is None:
         raise PredictError(f"{model.path}: brings no values along; expected the data set's directory (--data)")
     feed: _Feed
@@ -187,13 +189,18 @@ def predict(
             raise PredictError(f"{paths[0]}: no rows; expected at least one to predict")
         if not allow_unseen:
             _refuse_unseen(paths[0], feed.unseen)
+        quality = _quality(np.concatenate(scored), feed.labels, feed.weights)
     seconds = time.perf_counter() - begin
-    return Prediction(
-        rows,
-        {name: its for name, its in feed.unseen.items() if its.count},
-        _quality(np.concatenate(scored), feed.labels, feed.weights),
-        rows / seconds,
-    )
+    unseen = {name: its for name, its in feed.unseen.items() if its.count}
+    return Prediction(rows, unseen, quality, rows / seconds, feed.lacks)
+
+
+def _refuse_out(out: Path, read: Sequence[Path]) -> None:
+    """Raise PredictError where the file to write is, or lies in, what is read."""
+    for path in read:
+        if path.exists() and (out.resolve() == path.resolve() or path.resolve() in out.resolve().parents):
+            what = "lies in" if path.is_dir() else "is"
+            raise PredictError(f"{out}: {what} {path}, which is read; expected another --out")
 
 
 class _Feed:
@@ -204,6 +211,8 @@ class _Feed:
         self.labels: list[np.ndarray] = []
         """Of each block, NaN where there is none."""
         self.weights: list[np.ndarray] = []
+        self.lacks: str | None = None
+        """See Prediction."""
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, pl.DataFrame]]:
         raise NotImplementedError
@@ -237,9 +246,15 @@ class _Raw(_Feed):
         self.vocabularies = {name: its for name, its in vocabularies.items() if its is not None}
         self.dataset = schema.as_dataset()
         format = _format_of(self.dataset, paths[0])
-        there = names_of(paths[0], format)
-        self.label = self.dataset.label if self.dataset.label in there else None
-        self.weight = self.dataset.weight if self.dataset.weight in there and self.label else None
+        self.lacks = None if format == self.dataset.format else self.dataset.label
+        has_label = {path: self.dataset.label in names_of(path, format) for path in paths}
+        if len(set(has_label.values())) > 1:
+            without = next(path for path, has in has_label.items() if not has)
+            raise PredictError(f"{without}: has no column {self.dataset.label!r}, as others have; expected all or none")
+        self.label = self.dataset.label if has_label[paths[0]] else None
+        weighted = all(self.dataset.weight in names_of(path, format) for path in paths)
+        self.weight = self.dataset.weight if weighted and self.label else None
+        self._labels = Labels(self.dataset.label, Path(), self.dataset.positive)
         hexadecimal = [name for name, its in self.vocabularies.items() if its.is_hexadecimal]
         also = [*self.keep, *filter(None, [self.label, self.weight])]
         self.reader = open_rows(self.dataset, paths, hexadecimal, format, labelled=False, also=also)
@@ -262,10 +277,12 @@ class _Raw(_Feed):
             for i, name in enumerate(self.schema.dense):
                 wide[:, i] = numbers(table[name], self.schema.transform[name], refusers[name])
             if self.label is not None:
-                self.labels.append(_labels(self.dataset, table[self.label], refusers[self.label]))
+                self.labels.append(_labels(self._labels, table[self.label], refusers[self.label]))
             if self.weight is not None:
-                self.weights.append(numbers(table[self.weight], "identity", refusers[self.weight]))
-            sparse, kept = np.concatenate(ids, 1), table.select(self.keep)
+                self.weights.append(Weights(self.weight, Path()).convert(table[self.weight], refusers[self.weight]))
+            sparse, kept = np.concatenate(ids, 1), block.table.select(self.keep)
+            if nested := [name for name in kept.columns if kept[name].dtype.is_nested()]:
+                raise PredictError(f"keep: column {nested[0]!r} is of lists, which CSV has none of; expected others")
             for first in range(0, table.height, ROWS):
                 some = slice(first, first + ROWS)
                 yield wide[some], sparse[some], kept[some]
@@ -287,12 +304,16 @@ class _Raw(_Feed):
 def _format_of(dataset: Dataset, path: Path) -> Format:
     """How the file is written; where it has no header, and a field less than the data set's, that is the label."""
     format = dataset.format
+    while path.is_dir():  # the first of its parts
+        path = min((file for file in path.iterdir() if file.name[0] not in "._"), default=Path())
+        if path == Path():
+            return format
     if format.header and path.is_file() and fields_of_first_line(path, format) == len(format.header) - 1:
         return replace(format, header=tuple(name for name in format.header if name != dataset.label))
     return format
 
 
-def _labels(dataset: Dataset, values: pl.Series, refuse: Callable[[pl.Series, str], None]) -> np.ndarray:
+def _labels(column: Labels, values: pl.Series, refuse: Callable[[pl.Series, str], None]) -> np.ndarray:
     """(rows,) 0, 1, or NaN where there is none."""
     missing = (values.is_null() | (values == "")).to_numpy()
     found = np.full(len(values), np.nan, np.float32)
@@ -304,7 +325,7 @@ def _labels(dataset: Dataset, values: pl.Series, refuse: Callable[[pl.Series, st
             of_row[np.flatnonzero(~missing)[wrong.to_numpy()]] = True
             refuse(pl.Series(of_row), expected)
 
-        found[~missing] = Labels(dataset.label, Path(), dataset.positive).convert(some, refuse_row)
+        found[~missing] = column.convert(some, refuse_row)
     return found
 
 
@@ -325,6 +346,8 @@ def _quality(probabilities: np.ndarray, labels: Sequence[np.ndarray], weights: S
     if not known.any():
         return None
     weight = np.concatenate(weights).astype(np.float64)[known] if weights else np.ones(np.count_nonzero(known))
+    if not weight.sum() > 0:
+        raise PredictError("all weights of rows with a label are 0; expected some above, or no column of weights")
     score, label = probabilities[known].astype(np.float64), label[known]
     bounded = np.clip(score, 1e-15, 1 - 1e-15)
     loss = -np.average(label * np.log(bounded) + (1 - label) * np.log1p(-bounded), weights=weight)

@@ -2,7 +2,9 @@
 
 import itertools
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -18,18 +20,32 @@ from dlrm_mlet.data import columns
 from dlrm_mlet.data.columns import Columns
 from dlrm_mlet.data.schema import Schema
 from dlrm_mlet.extras import needs
+from dlrm_mlet.files import alone, write_json
 from dlrm_mlet.training import record
 from dlrm_mlet.training.device import CPU, USABLE, free_memory
 from dlrm_mlet.training.record import Record
-from dlrm_mlet.training.run import check_device, check_labels, memory_needed, train_together
+from dlrm_mlet.training.run import check_data, check_device, memory_needed, train_together
 from dlrm_mlet.training.together import can_train_together
 
 with needs("training"):
     from tqdm import tqdm
 
 
+FAILED = "failed.json"
+"""In a run's directory, why it failed; the next try removes it."""
+
+
 class SweepError(RuntimeError):
     """A sweep that can't go on: the message says why; what was finished stays."""
+
+
+class FailedRuns(SweepError):
+    """Some runs of a sweep failed, and all others are done: their records are in `runs`, the reasons in `reasons`."""
+
+    def __init__(self, runs: "list[tuple[PlannedRun, Record]]", reasons: dict[Path, str]):
+        self.runs, self.reasons = runs, reasons
+        each = "\n".join(f"  {directory}: {reason}" for directory, reason in reasons.items())
+        super().__init__(f"{len(reasons)} runs failed, and the same call tries them again:\n{each}")
 
 
 @dataclass(frozen=True)
@@ -61,15 +77,23 @@ def sweep(
     """Make the runs of the experiment that have no record in `out`, and return all records.
 
     `devices` has one entry a worker process, several of them "cpu" as it may be; fewer work where memory is short. A
-    run that was stopped goes on from its checkpoint. Raises RecordError where a record in `out` was made by another
-    config or on other columns, ColumnsError where the data set isn't there, DeviceError before anything starts where
-    a run can't fit a device, SweepError where a worker dies.
+    run that was stopped goes on from its checkpoint. One that fails leaves its reason in failed.json, and the others go
+    on. Raises RecordError where a record in `out` was made by another config or on other columns, ColumnsError where
+    the data set isn't there, DeviceError before anything starts where a run can't fit a device, BusyError where
+    another sweep is at work in `out`, and at the end FailedRuns where some failed.
     """
+    with alone(out, "sweep"):
+        return _sweep(experiment, data, out, devices)
+
+
+def _sweep(
+    experiment: Experiment, data: Path, out: Path, devices: list[torch.device]
+) -> list[tuple[PlannedRun, Record]]:
     runs = plan(experiment, out)
     loaded = columns.load(data)
     missing = [run for run in runs if run.record(loaded) is None]
-    if missing:
-        check_labels(loaded)
+    for config in {run.point.config for run in missing}:
+        check_data(config, loaded)
     for config, device in itertools.product({run.point.config for run in missing}, set(devices)):
         check_device(config, loaded.schema, device, share=USABLE)
     # the longest first, so that no core waits for one at the end
@@ -78,15 +102,27 @@ def sweep(
     with tqdm(
         total=len(runs), initial=done, desc="runs", unit=" runs", disable=None, leave=False, dynamic_ncols=True
     ) as bar:
-        for job in _train_all(deque(jobs), data, devices[: len(jobs)]):
+        reasons: dict[Path, str] = {}
+        for job, reason in _train_all(deque(jobs), data, devices[: len(jobs)]):
             bar.update(len(job.seeds))
             for seed, directory in job.seeds.items():
                 done += 1
-                told = _last(directory)
+                if reason is not None:
+                    reasons[directory] = reason
+                    directory.mkdir(parents=True, exist_ok=True)
+                    write_json(directory / FAILED, {"reason": reason})
+                told = _last(directory) if reason is None else f"failed: {reason}"
                 bar.set_postfix_str(told)
                 if bar.disable:  # no terminal: a line per run
                     print(f"{done} of {len(runs)}: {job.point.short}, seed {seed}: {told}", flush=True)
-    return [(run, found) for run in runs if (found := run.record(loaded)) is not None]
+    records = [(run, run.record(loaded)) for run in runs]
+    for run, found in records:
+        if found is None:
+            reasons.setdefault(run.directory, "its record is gone")
+    finished = [(run, found) for run, found in records if found is not None]
+    if reasons:
+        raise FailedRuns(finished, reasons)
+    return finished
 
 
 def _last(directory: Path) -> str:
@@ -121,10 +157,26 @@ def _jobs(missing: list[PlannedRun], schema: Schema, devices: list[torch.device]
                 yield Job(point, {seed: out}, memory_needed(point.config, schema))
 
 
-def _train_all(waiting: deque[Job], data: Path, devices: list[torch.device]) -> Iterator[Job]:
-    """Do the jobs in worker processes; yields each as it is finished."""
-    if not waiting:
-        return
+def _train_all(waiting: deque[Job], data: Path, devices: list[torch.device]) -> Iterator[tuple[Job, str | None]]:
+    """Do the jobs in worker processes; yields each as it is finished, with the reason where it failed.
+
+    Where a process dies, those that ran are made again one by one, so that one job can't take others with it.
+    """
+    suspects: deque[Job] = deque()
+    while waiting or suspects:
+        some, count = (deque([suspects.popleft()]), 1) if suspects else (waiting, len(devices))
+        lost: list[Job] = []
+        yield from _in_processes(some, data, devices[:count], lost)
+        if len(lost) == 1:
+            yield lost[0], "its process died, as happens when memory runs out: fewer --jobs leave each more"
+        else:
+            suspects.extend(lost)
+
+
+def _in_processes(
+    waiting: deque[Job], data: Path, devices: list[torch.device], lost: list[Job]
+) -> Iterator[tuple[Job, str | None]]:
+    """The same until all are done or a process dies; those that were running then are in `lost`."""
     context = multiprocessing.get_context("spawn")
     places = context.SimpleQueue()
     for place in enumerate(map(str, devices), start=1):
@@ -134,8 +186,8 @@ def _train_all(waiting: deque[Job], data: Path, devices: list[torch.device]) -> 
     # workers share the CPU's memory, where models are also made for GPUs, and saved; a GPU has one worker
     budget = free_memory(CPU)
     with ProcessPoolExecutor(len(devices), context, initializer=_start_worker, initargs=shared) as executor:
+        running: dict[Future[str | None], Job] = {}
         try:
-            running: dict[Future[None], Job] = {}
             while waiting or running:
                 while waiting and len(running) < len(devices):
                     if running and sum(job.bytes for job in running.values()) + waiting[0].bytes > budget:
@@ -143,14 +195,10 @@ def _train_all(waiting: deque[Job], data: Path, devices: list[torch.device]) -> 
                     job = waiting.popleft()
                     running[executor.submit(_train, job)] = job
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    job = running.pop(future)
-                    future.result()
-                    yield job
+                    reason = future.result()
+                    yield running.pop(future), reason
         except BrokenProcessPool:
-            raise SweepError(
-                "a worker process died, as happens when memory runs out; the finished runs are kept: "
-                "make the same call again to go on, with fewer --jobs if memory was short"
-            ) from None
+            lost.extend(running.values())
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
             for worker in multiprocessing.active_children():
@@ -165,7 +213,9 @@ _bar: Any
 def _start_worker(data: Path, places: Any, lock: Any) -> None:
     """Once in each worker: its view of the data set, its device and its line on the screen."""
     global _columns, _device, _bar  # noqa: PLW0603  a worker process has one of each
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once: what it has written is whole
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once: what it has written is whole
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _columns = columns.load(data)
     tqdm.set_lock(lock)
     position, device = places.get()
@@ -173,6 +223,22 @@ def _start_worker(data: Path, places: Any, lock: Any) -> None:
     _bar = tqdm(position=position, unit=" steps", leave=False, disable=None, dynamic_ncols=True)
 
 
-def _train(job: Job) -> None:
+def _end_with_parent() -> None:
+    """Whatever ended the process that started this one: a worker without it would hold its memory for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _train(job: Job) -> str | None:
+    """Make the runs of a job; returns the reason where that failed."""
     _bar.set_description(f"{job.point.short} seed {','.join(map(str, job.seeds))}")
-    train_together(job.point.config, _columns, job.seeds, resume=True, bar=_bar, device=_device)
+    try:
+        for directory in job.seeds.values():
+            (directory / FAILED).unlink(missing_ok=True)
+        train_together(job.point.config, _columns, job.seeds, bar=_bar, device=_device)
+    except Exception as error:  # one bad run is no reason not to make the others
+        said = " ".join(str(error).split())
+        return said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
+    return None

@@ -79,9 +79,10 @@ def tune(
         batch = dataclasses.replace(experiment, seeds=experiment.tuning.seeds, points=points)
         found = sweep(batch, data, out, devices)
         runs += found
-        for i, (search, values) in enumerate(trials):
-            of_trial = found[i * len(batch.seeds) : (i + 1) * len(batch.seeds)]
-            search.scores[values] = statistics.fmean(score(record) for _, record in of_trial)
+        for (search, values), point in zip(trials, points, strict=True):
+            of_trial = [score(record) for run, record in found if run.point is point]
+            assert len(of_trial) == len(batch.seeds)
+            search.scores[values] = statistics.fmean(of_trial)
         for search in dict.fromkeys(search for search, _ in trials):
             print(
                 f"  {search.best.short}: validation AUC {max(search.scores.values()):.4f}, the best so far", flush=True

@@ -1,6 +1,7 @@
 """What one run leaves behind: record.json, written last, once and whole."""
 
 import json
+import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass, field
@@ -116,12 +117,23 @@ def provenance(schema: Schema, device: str, started_from: str | None = None) -> 
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with a + where files differ from it; None outside of a checkout."""
+    """The checkout's commit, with a + where files differ from it; None outside of a checkout of this project.
+
+    A project that has the package somewhere within it is another one, whatever the environment says of git.
+    """
+    home = Path(__file__).resolve().parents[2]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*arguments: str) -> str:
+        call = subprocess.run(
+            ["git", *arguments], cwd=home, capture_output=True, text=True, check=True, env=environment
+        )
+        return call.stdout.strip()
+
     try:
-        describe = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
-        return subprocess.run(
-            describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != home:
+            return None
+        return git("describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+")
     except (OSError, subprocess.CalledProcessError):
         return None
 

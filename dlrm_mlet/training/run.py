@@ -1,6 +1,7 @@
 """A config, columns and a seed -> a trained model, its checkpoint and its record."""
 
 import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from dlrm_mlet.config import Config, TrainingConfig
 from dlrm_mlet.data.columns import Columns
 from dlrm_mlet.data.schema import Schema
 from dlrm_mlet.extras import needs
-from dlrm_mlet.files import replacing
+from dlrm_mlet.files import alone, replacing
 from dlrm_mlet.tables import spectrum
 from dlrm_mlet.tables.stacked import MLETTables, Tables
 from dlrm_mlet.training import checkpoint, evaluation, record
@@ -74,8 +75,10 @@ def check_device(config: Config, schema: Schema, device: torch.device, seeds: in
         )
 
 
-def check_labels(columns: Columns) -> None:
-    """Raises TrainingError where training or validation has one label alone, so that there is nothing to choose by."""
+def check_data(config: Config, columns: Columns) -> None:
+    """Raises TrainingError where the columns are of another data set, or have one label alone to learn or choose by."""
+    if columns.schema.dataset != config.dataset:
+        raise TrainingError(f"the columns are of {columns.schema.dataset}; expected {config.dataset}, as in the config")
     for split in ("train", "validation"):
         if why := columns.lacks_a_label(split):
             raise TrainingError(f"{columns.schema.dataset}: {why}; expected both labels: preprocess with another split")
@@ -86,7 +89,7 @@ def train(
     columns: Columns,
     seed: int,
     out: Path,
-    resume: bool = False,
+    resume: bool = True,
     bar: Any = None,
     device: torch.device = CPU,
     start: Served | None = None,
@@ -110,7 +113,7 @@ def train_together(
     config: Config,
     columns: Columns,
     outs: Mapping[int, Path],
-    resume: bool = False,
+    resume: bool = True,
     bar: Any = None,
     device: torch.device = CPU,
     start: Served | None = None,
@@ -121,9 +124,24 @@ def train_together(
     one by one. A run's record states its share of the time. Raises what `train` raises.
     """
     check_device(config, columns.schema, device, len(outs))
-    check_labels(columns)
+    check_data(config, columns)
     if start is not None:
         check_start(config.model, columns.schema, start)
+    with contextlib.ExitStack() as stack:
+        for out in outs.values():
+            stack.enter_context(alone(out, "run"))
+        return _train_together(config, columns, outs, resume, bar, device, start)
+
+
+def _train_together(
+    config: Config,
+    columns: Columns,
+    outs: Mapping[int, Path],
+    resume: bool,
+    bar: Any,
+    device: torch.device,
+    start: Served | None,
+) -> list[record.Record]:
     with threads(config.training.threads):
         # resident on a GPU if they fit beside the models; on the CPU they stay mapped
         beside = memory_needed(config, columns.schema, len(outs))
@@ -138,7 +156,7 @@ def train_together(
             if bar is None:
                 name = ",".join(map(str, outs))
                 bar = stack.enter_context(tqdm(desc=f"seed {name}", unit=" steps", disable=None))
-            while behind := [run for run in runs if run.step < run.steps and not run.diverged]:
+            while behind := [run for run in runs if run.step < run.steps and not run.diverged and not run.finished]:
                 # those that were stopped at an earlier step than others catch up with them first
                 step, *later = sorted({run.step for run in behind} | {runs[0].steps})
                 _take_steps([run for run in behind if run.step == step], later[0], bar)
@@ -217,6 +235,8 @@ class Run:
         self.step = 0
         self.seconds = 0.0
         self.diverged = False
+        self.finished: record.Record | None = None
+        """What came out, where the run was stopped between its last checkpoint and its record."""
         self.curve: list[dict[str, float]] = []
         self.spectra: list[dict[str, Any]] = []
         self._measure_spectra(self.model.tables)
@@ -235,7 +255,10 @@ class Run:
                                 "curve": self.curve, "spectra": self.spectra})  # fmt: skip
 
     def finish(self) -> record.Record:
-        """Measure what the steps have come to, and write the record."""
+        """Measure what the steps have come to, and write the record; what is measured is in the checkpoint before."""
+        if self.finished is not None:
+            self.finished.write(self.out)
+            return self.finished
         collapsed = self.model.collapse()
         self.diverged |= not all(map(_is_bounded, collapsed.parameters()))
         if self.diverged:  # it can't be quantized; a model of zeros can, and takes as much
@@ -255,7 +278,6 @@ class Run:
             if "frequency" in self.config.training.also_measure:
                 by_frequency = evaluation.by_frequency(model, self.columns)
             self._measure_spectra(collapsed.tables)
-            self._save(model, {"served": True})
         epochs, steps = divmod(self.step, self.steps_per_epoch)
         rows = epochs * self.columns.schema.rows["train"] + steps * self.config.training.batch_size
         run = record.Record(
@@ -279,6 +301,8 @@ class Run:
             provenance=record.provenance(self.columns.schema, describe(self.device), self.started_from),
             absent=absent,
         )
+        if not self.diverged:
+            self._save(model, {"served": True, "record": dataclasses.asdict(run)})
         run.write(self.out)
         return run
 
@@ -311,6 +335,8 @@ class Run:
         for key, value in mine.items():
             if its[key] != value:
                 raise TrainingError(f"{path}: made with another {key}; delete it, or choose another --out")
+        if state["served"] and "record" in state:
+            self.finished = record.Record(**state["record"])
         if not state["served"]:
             self.model.load_state_dict(state["model"])
             self.step, self.seconds = state["step"], state["seconds"]

@@ -24,6 +24,8 @@ def check_start(config: ModelConfig, schema: Schema, served: Served) -> None:
             raise CheckpointError(f"{served.path}: its {key} is {was}; expected {now}, as in model.{key}")
     if config.tables != "full" or not isinstance(served.model.tables, SingleLayerTables):
         raise CheckpointError(f"{served.path}: its tables, or the config's, aren't full float32 ones; expected those")
+    if any(k < config.embedding_dim for k in config.inner_dims):
+        raise CheckpointError(f"{served.path}: inner_dim = {config.inner_dim} can't hold its tables; expected k >= d")
     if config.start_as is not None:
         raise CheckpointError(f"{served.path}: is where the run starts, and so is start_as; expected one of both")
 

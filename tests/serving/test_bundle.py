@@ -237,3 +237,80 @@ def test_the_csv_that_is_read_can_be_quoted_and_kept(tmp_path):
     export_bundle(trained(tmp_path, raw, categorical=["user"]), tmp_path / "data", tmp_path / "bundle")
     predict(open_model(tmp_path / "bundle"), raw, tmp_path / "p.csv", keep=["note"])
     assert pl.read_csv(tmp_path / "p.csv")["note"].unique().to_list() == ['a "b", c']
+
+
+def test_nothing_that_is_read_is_written_over(tmp_path):
+    raw = write(tmp_path / "raw.csv", rows_of(4))
+    served = trained(tmp_path, raw, categorical=["user", "part"])
+    export_bundle(served, tmp_path / "data", tmp_path / "bundle")
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    shutil.copy(raw, parts / "p0.csv")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for model, source, out in (
+        (tmp_path / "bundle", parts, parts / "p0.csv"),
+        (tmp_path / "bundle", parts, parts / "p1.csv"),
+        (tmp_path / "bundle", raw, tmp_path / "bundle" / "model.onnx"),
+        (served.path, raw, served.path),
+        (served.path, raw, tmp_path / "data" / "label.npy"),
+        (tmp_path / "bundle", raw, raw),
+    ):
+        with pytest.raises(PredictError, match="which is read; expected another --out"):
+            predict(open_model(model), source, out, tmp_path / "data")
+    with pytest.raises(IsADirectoryError, match=r"dirout: is a directory; expected the name of a file"):
+        (tmp_path / "dirout").mkdir()
+        predict(open_model(tmp_path / "bundle"), raw, tmp_path / "dirout")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    (tmp_path / "bundle" / ".DS_Store").write_bytes(b"a Mac's")
+    predict(open_model(tmp_path / "bundle"), raw, tmp_path / "p.csv", keep=["user", "user"])
+    assert pl.read_csv(tmp_path / "p.csv").columns == ["user", "probability"]
+
+
+def test_labels_and_weights_at_predict_are_read_as_in_training(tmp_path):
+    rows = [["yes" if row[0] == "1" else "no", *row[1:]] for row in rows_of(4)]
+    raw = write(tmp_path / "raw.csv", rows)
+    served = trained(tmp_path, raw, categorical=["user", "part"], positive="yes", weight="w")
+    export_bundle(served, tmp_path / "data", tmp_path / "bundle")
+    model, out = open_model(tmp_path / "bundle"), tmp_path / "p.csv"
+    other = write(tmp_path / "other.csv", [["YES", *row[1:]] for row in rows])
+    with pytest.raises(ValueError, match=r"other\.csv:2: column 'clicked' is 'YES'; expected 'yes' or one other value"):
+        predict(model, [raw, other], out)
+    for weight, message in (("-5", "a weight of 0 or more"), ("", "a weight"), ("nan", "a weight")):
+        bad = write(tmp_path / "bad.csv", [[*row[:6], weight if i == 5 else row[6]] for i, row in enumerate(rows)])
+        with pytest.raises(ValueError, match=rf"bad\.csv:7: column 'w' is .*; expected {message}"):
+            predict(model, bad, out)
+    with pytest.raises(PredictError, match="all weights of rows with a label are 0"):
+        predict(model, write(tmp_path / "zero.csv", [[*row[:6], "0"] for row in rows]), out)
+    unlabelled = tmp_path / "unlabelled.csv"
+    pl.read_csv(raw, infer_schema=False).drop("clicked").write_csv(unlabelled)
+    with pytest.raises(PredictError, match=r"unlabelled\.csv: has no column 'clicked', (as|and) others have"):
+        predict(model, [raw, unlabelled], out)
+    assert not out.exists()
+
+
+def test_a_headerless_file_without_a_label_says_what_it_was_taken_for(tmp_path, capsys):
+    rows = rows_of(4)
+    raw = tmp_path / "raw.tsv"
+    raw.write_text("".join("\t".join(row[:3]) + "\n" for row in rows))
+    keys = {"categorical": ["user"], "columns": ["clicked", "age", "user"]}
+    export_bundle(trained(tmp_path, raw, **keys), tmp_path / "data", tmp_path / "bundle")
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / "0.tsv").write_text("".join("\t".join(row[1:3]) + "\n" for row in rows))
+    for source, said in ((raw, ""), (parts, "a field less than the data set: taken as rows without 'clicked'")):
+        assert (
+            main(["predict", str(tmp_path / "bundle"), str(source), "--out", str(tmp_path / f"{source.stem}.out")]) == 0
+        )
+        assert said in capsys.readouterr().err
+    assert (tmp_path / "raw.out").read_text() == (tmp_path / "parts.out").read_text()
+
+
+def test_what_is_kept_is_the_raw_column(tmp_path):
+    rows = rows_of(4)
+    raw = write(tmp_path / "raw.csv", rows)
+    keys = {"categorical": ["tags", "user"], "multi_valued": {"tags": {"column": "part", "separator": "i"}}}
+    export_bundle(trained(tmp_path, raw, **keys), tmp_path / "data", tmp_path / "bundle")
+    predict(open_model(tmp_path / "bundle"), raw, tmp_path / "p.csv", keep=["tags", "age"])
+    written = pl.read_csv(tmp_path / "p.csv", infer_schema=False)
+    assert written["tags"].fill_null("").to_list() == [row[3] for row in rows]
+    assert written["age"].to_list() == [row[1] for row in rows]

@@ -15,7 +15,7 @@ import torch
 
 from dlrm_mlet import config
 from dlrm_mlet.config import Experiment
-from dlrm_mlet.sweeping.sweep import plan, sweep
+from dlrm_mlet.sweeping.sweep import FailedRuns, plan, sweep
 from dlrm_mlet.training.device import DeviceError
 from dlrm_mlet.training.record import RecordError
 from dlrm_mlet.training.run import memory_needed, train
@@ -161,5 +161,6 @@ def test_only_runs_that_fit_together_go_at_once(
     monkeypatch.setattr("dlrm_mlet.sweeping.sweep.free_memory", lambda _: int(fitting * biggest))
     monkeypatch.setattr("dlrm_mlet.sweeping.sweep.ProcessPoolExecutor", Recorder)
     monkeypatch.setattr("dlrm_mlet.sweeping.sweep.wait", lambda *_, **__: Recorder.latest.wait())
-    sweep(experiment, clicks_directory, tmp_path / "out", 3 * CPU)
+    with pytest.raises(FailedRuns, match="its record is gone"):  # nobody made any
+        sweep(experiment, clicks_directory, tmp_path / "out", 3 * CPU)
     assert Recorder.latest.most == together
