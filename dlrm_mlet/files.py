@@ -19,6 +19,8 @@ HEARTBEAT = 20.0
 """Seconds between two signs of life of a lock's holder."""
 DEAD_AFTER = 120.0
 """Seconds without one after which a holder on another machine counts as dead."""
+TEMPORARY = "?" * 8 + ".partial"
+"""How names end that tempfile makes for us."""
 UMASK = os.umask(0o022)
 os.umask(UMASK)
 EXCHANGE = 2
@@ -132,7 +134,8 @@ def _literal(name: str) -> str:
 def alone(path: Path, what: str) -> Iterator[None]:
     """The only process, on any machine that shares the disk, that works on the directory within the block.
 
-    Beside it lies <name>.lock then. One whose process is dead is none. Raises BusyError where another one lives.
+    Beside it lies .<name>.lock then. One whose process is dead is none, and what it left half-written is removed.
+    Raises BusyError where another one lives.
     """
     lock = _followed(path).with_name(f".{_short(path.name)}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -156,6 +159,8 @@ def alone(path: Path, what: str) -> Iterator[None]:
 
     threading.Thread(target=beat, daemon=True).start()
     try:
+        for left in (*path.parent.glob(f".{_literal(_short(path.name))}.{TEMPORARY}"), *path.glob(f".*.{TEMPORARY}")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
     finally:
         stopped.set()

@@ -148,6 +148,15 @@ def test_the_lock_of_a_dead_process_is_none(tmp_path):
     assert everything(tmp_path) == []
 
 
+def test_what_a_dead_process_left_is_removed(tmp_path):
+    for name in (".run.abcdef12.partial", ".run2.abcdef12.partial", "run/.checkpoint.pt.abcdef12.partial", "run/mine"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with alone(tmp_path / "run", "run"):
+        pass
+    assert everything(tmp_path) == [".run2.abcdef12.partial", "run", "run/mine"]
+
+
 @pytest.mark.parametrize(
     ("change", "age", "busy"),
     [

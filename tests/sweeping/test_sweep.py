@@ -14,8 +14,11 @@ import pytest
 import torch
 
 from dlrm_mlet import config
+from dlrm_mlet.__main__ import main
 from dlrm_mlet.config import Experiment
+from dlrm_mlet.files import BusyError, alone
 from dlrm_mlet.sweeping.sweep import FailedRuns, plan, sweep
+from dlrm_mlet.sweeping.sweep import _train as train_job
 from dlrm_mlet.training.device import DeviceError
 from dlrm_mlet.training.record import RecordError
 from dlrm_mlet.training.run import memory_needed, train
@@ -164,3 +167,93 @@ def test_only_runs_that_fit_together_go_at_once(
     with pytest.raises(FailedRuns, match="its record is gone"):  # nobody made any
         sweep(experiment, clicks_directory, tmp_path / "out", 3 * CPU)
     assert Recorder.latest.most == together
+
+
+def children(pid: int) -> set[int]:
+    """The processes that a process has started, and theirs."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == pid:
+            child = int(stat.parent.name)
+            found |= {child} | children(child)
+    return found
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_no_worker_outlives_its_sweep(clicks_directory, tmp_path, number):
+    """Once they stayed for ever, each with its memory."""
+    path = tmp_path / "long.toml"
+    path.write_text(GRID.replace("[grid]", "epochs = 200\n[grid]"))
+    command = [sys.executable, "-m", "dlrm_mlet", "sweep", str(path), "--data", str(clicks_directory), "--jobs", "2",
+               "--out", str(tmp_path / "out")]  # fmt: skip
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").rglob("checkpoint.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    process.send_signal(number)  # the parent alone
+    errors = process.communicate(timeout=30)[1]
+    deadline = time.monotonic() + 10
+    while any(map(lives, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in workers if lives(pid)]
+    if number != signal.SIGKILL:
+        assert process.returncode == 143
+        assert "stopped; the same call goes on from here" in errors
+        assert "Traceback" not in errors
+
+
+def test_a_run_that_can_not_be_made_does_not_stop_the_others(clicks_directory, tmp_path, capsys):
+    path, out = tmp_path / "grid.toml", tmp_path / "out"
+    path.write_text(GRID)
+    call = ["sweep", str(path), "--data", str(clicks_directory), "--jobs", "2", "--out", str(out)]
+    bad = out / "mlet" / "inner_dim=8,embedding_dim=4,seed=0"
+    bad.mkdir(parents=True)
+    (bad / "checkpoint.pt").mkdir()  # which no run can write, nor read
+    assert main(call) == 1
+    said = capsys.readouterr()
+    assert "1 runs failed, and the same call tries them again" in said.err
+    assert f"{bad}: " in said.err
+    assert "5 runs; 0 diverged" in said.out
+    assert len(times(out)) == 5
+    assert "reason" in json.loads((bad / "failed.json").read_text())
+    (bad / "checkpoint.pt").rmdir()
+    before = times(out)
+    assert main(call) == 0
+    assert before.items() <= times(out).items()
+    assert not (bad / "failed.json").exists()
+
+
+def killing(job):
+    """Instead of the work: the process is killed, as where memory runs out, at one of the points."""
+    if job.point.config.model.embedding_dim == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train_job(job)
+
+
+def test_a_worker_that_is_killed_takes_no_other_run_with_it(experiment, clicks_directory, tmp_path, monkeypatch):
+    monkeypatch.setattr("dlrm_mlet.sweeping.sweep._train", killing)
+    with pytest.raises(FailedRuns) as failed:
+        sweep(experiment, clicks_directory, tmp_path / "out", 2 * CPU)
+    assert len(failed.value.runs) == len(times(tmp_path / "out")) == 4
+    assert len(failed.value.reasons) == 2
+    assert all("its process died" in reason for reason in failed.value.reasons.values())
+
+
+def test_two_sweeps_do_not_meet(experiment, clicks_directory, tmp_path):
+    with alone(tmp_path / "out", "sweep"), pytest.raises(BusyError, match=r"pid \d+ on .* is working on this sweep"):
+        sweep(experiment, clicks_directory, tmp_path / "out", CPU)

@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_flatten
 from dlrm_mlet.config import Config, ModelConfig
 from dlrm_mlet.data.columns import Batch, Columns
 from dlrm_mlet.data.schema import Schema
+from dlrm_mlet.files import BusyError, alone
 from dlrm_mlet.sweeping.benchmark import TextbookTables, textbook_step
-from dlrm_mlet.training import evaluation
+from dlrm_mlet.training import evaluation, record
 from dlrm_mlet.training import run as training
 from dlrm_mlet.training.device import DeviceError, threads
 from dlrm_mlet.training.model import build
@@ -299,3 +300,48 @@ def test_a_run_of_before_a_key_of_the_config_came_is_the_same_run(clicks, small_
     path.write_text(json.dumps(old))
     assert train(small_mlet, clicks, 0, tmp_path).metrics == old["metrics"]
     assert json.loads(path.read_text()) == old
+
+
+def test_what_was_measured_is_not_measured_again(clicks, small_mlet, tmp_path, monkeypatch):
+    """Once a kill between the served checkpoint and the record made all steps again."""
+    whole = train(small_mlet, clicks, 0, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dlrm_mlet.training.record.Record.write", interrupted)
+        train(small_mlet, clicks, 0, tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "record.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "losses", None)  # no step can be made
+        again = train(small_mlet, clicks, 0, tmp_path / "stopped")
+    assert again.metrics == whole.metrics
+    assert record.read(tmp_path / "stopped") == again
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_columns_of_another_data_set_are_refused(clicks, small_mlet, tmp_path):
+    other = dataclasses.replace(small_mlet, dataset="flights")
+    with pytest.raises(training.TrainingError, match="the columns are of clicks; expected flights"):
+        train(other, clicks, 0, tmp_path / "run")
+
+
+def test_a_run_is_worked_on_once_at_a_time(clicks, small_mlet, tmp_path):
+    with alone(tmp_path / "run", "run"), pytest.raises(BusyError, match="is working on this run since"):
+        train(small_mlet, clicks, 0, tmp_path / "run")
+
+
+@pytest.mark.parametrize("where", ["project", "GIT_DIR"])
+def test_the_commit_is_this_projects_or_none(tmp_path, monkeypatch, where):
+    """Once it was that of a project that the package lies in, or that the environment names."""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    theirs = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout[:12]
+    if where == "GIT_DIR":
+        monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    else:
+        lib = tmp_path / "lib" / "dlrm_mlet" / "training"
+        lib.mkdir(parents=True)
+        monkeypatch.setattr(record, "__file__", str(lib / "record.py"))
+    assert theirs not in str(record._commit())
