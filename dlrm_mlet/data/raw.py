@@ -265,7 +265,10 @@ class DelimitedReader:
     def _text(self) -> Iterator[io.TextIOWrapper]:
         encoding = "utf-8-sig" if self.format.encoding == "utf-8" else self.format.encoding
         with self.path.open("rb") as file, _decompressed(file, self.path) as text:
-            yield io.TextIOWrapper(text, encoding, "replace", newline="")
+            try:
+                yield io.TextIOWrapper(text, encoding, "replace", newline="")
+            except UnicodeError as error:  # as of UTF-16 without its mark
+                raise RawError(f"{self.path}: isn't {encoding}: {error}") from None
 
     def blocks(self) -> Iterator[Block]:
         """See Reader."""
@@ -322,8 +325,8 @@ class DelimitedReader:
     def _decoded(self, decoder: codecs.IncrementalDecoder, chunk: bytes) -> str:
         try:
             return decoder.decode(chunk)
-        except UnicodeDecodeError as error:
-            raise RawError(f"{self.path}: isn't {self.format.encoding}: {error.reason}") from None
+        except UnicodeError as error:
+            raise RawError(f"{self.path}: isn't {self.format.encoding}: {error}") from None
 
     def _quoted(self, text: bytes) -> bool:
         return self.quotes and b'"' in text
