@@ -75,7 +75,7 @@ def load(path: Path) -> Served:
     if not state["served"]:
         raise CheckpointError(
             f"{path}: of a run that stopped after step {state.get('step')}: its tables aren't collapsed yet; "
-            "expected a finished run, see dlrm-mlet train --resume"
+            "expected a finished run, see dlrm-mlet train, which goes on"
         )
     try:
         config, schema = build(Config, state["config"]), build(Schema, state["columns"])
