@@ -201,6 +201,8 @@ def _train(options: argparse.Namespace) -> None:
     if len(experiment.points) > 1:
         raise ConfigError(f"{options.config}: a grid of {len(experiment.points)} points; expected one: see sweep")
     seed = experiment.seeds[0] if options.seed is None else options.seed
+    if seed < 0:
+        raise ConfigError(f"--seed {seed}: expected 0 or more")
     name = re.sub(r"[^\w.,=+-]", "_", ",".join([experiment.path.stem, *sorted(options.set)]))
     if len(name) > 150:  # file systems end at 255
         name = f"{name[:130]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"

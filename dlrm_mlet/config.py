@@ -248,6 +248,8 @@ def _tuning(table: Any) -> Tuning | None:
             raise ConfigError(f"unknown key tuning.start.{key}: expected one of {', '.join(GRID_KEYS)}")
         if not values or min(values) <= 0:
             raise ConfigError(f"tuning.start.{key} = {list(values)}: expected positive numbers")
+    if len(set(tuning.seeds)) != len(tuning.seeds) or min(tuning.seeds, default=0) < 0:
+        raise ConfigError(f"tuning.seeds = {list(tuning.seeds)}: expected distinct numbers from 0 up")
     if not tuning.start or not tuning.seeds or tuning.trials < 1 or tuning.factor <= 1:
         raise ConfigError("tuning: expected keys in start, seeds, trials of at least 1, and a factor above 1")
     return tuning
@@ -264,6 +266,8 @@ def _points(table: dict[str, Any], grid: Any) -> list[Point]:
                 raise ConfigError(f"unknown key grid.{arm}.{key}: expected one of {', '.join(GRID_KEYS)}")
             if not isinstance(values, list) or not values:
                 raise ConfigError(f"grid.{arm}.{key} = {values!r}: expected a list of values")
+            if any(value in values[:i] for i, value in enumerate(values)):
+                raise ConfigError(f"grid.{arm}.{key} = {values!r}: expected each value once, or its runs count twice")
         made = [
             _point(table, arm, dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())
         ]
@@ -274,6 +278,9 @@ def _points(table: dict[str, Any], grid: Any) -> list[Point]:
 
 
 def _point(table: dict[str, Any], arm: str, varied: dict[str, Any]) -> Point | None:
+    for section in ("model", "training"):
+        if not isinstance(table.get(section, {}), dict):
+            raise ConfigError(f"{section} = {table[section]!r}: expected a table")
     sections = {section: dict(table.get(section, {})) for section in ("model", "training")}
     for key, value in varied.items():
         sections[GRID_KEYS[key]][key] = value

@@ -1,6 +1,7 @@
 """TOML -> frozen dataclasses, checked key by key: an error names the key, the value and what was expected."""
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -55,7 +56,9 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return {name: convert(item, arguments[1], f"{key}.{name}") for name, item in value.items()}
     elif (origin is typing.Literal and value in arguments) or hint is Any:
         return value
-    elif hint is float and type(value) is int:
+    elif hint is float and type(value) in (int, float):
+        if not math.isfinite(value):  # which is equal to nothing, or larger than all
+            raise ConfigError(f"{key} = {value!r}: expected a finite number")
         return float(value)
     elif isinstance(hint, type) and type(value) is hint:  # bool is no int here
         return value

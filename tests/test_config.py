@@ -88,6 +88,8 @@ def test_a_bottleneck_is_kept_where_it_is_meant(write):
         (("[256, 128]", "[256, '128']"), "model.bottom_mlp[1] = '128': expected int"),
         (("[256, 128]", "[256, 0]"), "model.bottom_mlp"),
         (("[3, 4]", "[3, 3]"), "seeds = [3, 3]: expected distinct"),
+        (("learning_rate = 1", "learning_rate = nan"), "training.learning_rate = nan: expected a finite number"),
+        (("learning_rate = 1", "table_learning_rate = inf"), "table_learning_rate = inf: expected"),
         (("[model]", "[modle]"), "unknown key modle"),
         (('dataset = "clicks"', "dataset = ["), "not TOML"),
     ],
@@ -107,6 +109,8 @@ def test_an_error_names_the_file_the_key_and_what_was_expected(write, change, me
         ("single = { embeding_dim = [4] }", "unknown key grid.single.embeding_dim: expected one of embedding_dim"),
         ("mlet = { inner_dim = [4], embedding_dim = [8] }", "no combination has inner_dim >= embedding_dim"),
         ("", "expected named arms"),
+        ("single = { embedding_dim = [4, 8, 4] }", "grid.single.embedding_dim = [4, 8, 4]: expected each value once"),
+        ("single = { embedding_dim = [4], learning_rate = [nan] }", "learning_rate = nan: expected a finite number"),
     ],
 )
 def test_a_grid_that_cannot_be_meant_is_refused(write, grid, message):
@@ -133,3 +137,8 @@ def test_every_data_set_has_all_experiments(dataset):
     script = (CONFIGS.parent / "scripts" / "experiments.sh").read_text()
     names = re.search(r"for experiment in (.*); do", script)[1].split()
     assert all((CONFIGS / dataset / f"{name}.toml").exists() for name in names)
+
+
+def test_a_section_that_is_no_table_is_refused(write):
+    with pytest.raises(ConfigError, match=r"model = 1: expected a table"):
+        load(write('dataset = "clicks"\nmodel = 1\n[grid]\nsingle = { embedding_dim = [4] }'))

@@ -32,15 +32,21 @@ def find(name: str | None) -> torch.device:
     return device
 
 
+MOST_JOBS = 4096
+UNKNOWN = 1 << 62
+"""Bytes, where a system doesn't say what it has."""
+
+
 def workers(jobs: int | None) -> list[torch.device]:
     """The device of each of `jobs` worker processes: GPUs where there are any, else the CPU.
 
     By default one a GPU, or one a core of the CPU. Raises DeviceError below 1, and above one a GPU.
     """
     gpus = torch.cuda.device_count()
-    count = (gpus or os.cpu_count() or 1) if jobs is None else jobs
-    if count < 1 or count > gpus > 0:
-        raise DeviceError(f"--jobs {count}: expected at least 1" + (f" and at most {gpus}, one a GPU" if gpus else ""))
+    count = (gpus or cores()) if jobs is None else jobs
+    most = gpus or MOST_JOBS
+    if not 1 <= count <= most:
+        raise DeviceError(f"--jobs {count}: expected 1 to {most}" + (", one a GPU" if gpus else ""))
     return [torch.device("cuda", i) if gpus else torch.device("cpu") for i in range(count)]
 
 
@@ -61,14 +67,68 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what torch has kept of a run before
         return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError):  # only Linux has the files; the second one in a container or a job of Slurm's
+    return min([*_of_machine(), *_of_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")), *_of_process()])
+
+
+def _of_machine() -> Iterator[int]:
+    with contextlib.suppress(OSError):  # only Linux has the file
         for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
-        free = free if limit == "max" else min(free, int(limit))
-    return free
+                yield int(line.split()[1]) * 1024
+                return
+    try:
+        yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows: where it ends, allocation fails
+        yield UNKNOWN
+
+
+def _of_groups(own: Path, root: Path) -> Iterator[int]:
+    """What the control groups leave that the process is in, of a container or a job of Slurm's, and those around them.
+
+    `own` lists them, /proc/self/cgroup; `root` is where they lie. Files in the page cache count as free.
+    """
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if not controllers:
+            home, files, cached = root, ("memory.max", "memory.current"), "inactive_file"
+        elif "memory" in controllers.split(","):
+            home = root / "memory"
+            files, cached = ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"
+        else:
+            continue
+        place = home / name.lstrip("/")
+        for group in (place, *place.parents):
+            if group == home.parent:
+                break
+            with contextlib.suppress(OSError, ValueError):  # no limit there, or "max"
+                limit, used = (int((group / file).read_text(encoding="utf-8")) for file in files)
+                stat = dict(row.split() for row in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+                yield max(limit - used + int(stat.get(cached, 0)), 0)
+
+
+def _of_process() -> Iterator[int]:
+    """What `ulimit -v` leaves."""
+    try:
+        import resource  # noqa: PLC0415  Windows has none
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
+            yield max(limit - used, 0)
+    except (ImportError, OSError):
+        return
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # Linux alone has it
+        return os.cpu_count() or 1
 
 
 def wait(device: torch.device) -> None:

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,13 @@ def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
     activations = max(evaluation.ROWS, 3 * seeds * batch) * (
         features * sum(widths) + (features + 1) ** 2 + sum(model.bottom_mlp + model.top_mlp)
     )
-    return int(4 * (tables + activations)) + 8 * schema.rows["train"] * seeds
+    pairs = features * (features + 1) // 2
+    d = model.embedding_dim
+    shapes = (len(schema.dense), *model.bottom_mlp, d), (d + pairs, *model.top_mlp, 1)
+    mlps = sum(math.prod(pair) for shape in shapes for pair in pairwise(shape))
+    # weights and gradients of each, what Adagrad keeps, and a copy of one in a checkpoint
+    mlps *= (2 + (config.training.optimizer == "adagrad")) * seeds + 1
+    return int(4 * (tables + activations + mlps)) + 8 * schema.rows["train"] * seeds
 
 
 def check_device(config: Config, schema: Schema, device: torch.device, seeds: int = 1, share: float = 1.0) -> None:

@@ -40,7 +40,7 @@ def test_a_stopped_runs_checkpoint_is_not_collapsed(clicks, small_mlet, tmp_path
     path = tmp_path / checkpoint.FILE
     state = torch.load(path) | {"served": False, "step": 20}
     torch.save(state, path)
-    with pytest.raises(CheckpointError, match=r"stopped after step 20: its tables aren't collapsed yet; .* which goes on"):
+    with pytest.raises(CheckpointError, match=r"stopped after step 20: its tables aren't collapsed yet"):
         checkpoint.load(path)
 
 
