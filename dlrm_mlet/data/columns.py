@@ -118,7 +118,22 @@ def load(directory: str | Path) -> Columns:
         weight=_map(directory / "weight.npy", (rows,), np.float32) if schema.weight else None,
     )
     _check_ids(columns, directory / "sparse.npy")
+    _check_numbers(columns, directory)
     return columns
+
+
+def _check_numbers(columns: Columns, directory: Path) -> None:
+    """Refuse labels that are none, and numbers that aren't finite."""
+    for name, array in columns.arrays().items():
+        for first in range(0, len(array) if name != "sparse" else 0, 1 << 20):
+            part = array[first : first + (1 << 20)]
+            most = part.abs().max() if part.numel() else torch.zeros(())  # NaN where there is one
+            if not most.isfinite() or (name == "label" and most > 1):
+                expected = "0 and 1" if name == "label" else "finite numbers"
+                raise ColumnsError(
+                    f"{directory / name}.npy: has {most.item()} in rows {first} to {first + len(part) - 1}; expected "
+                    f"{expected}; preprocess the data set again"
+                )
 
 
 def _check_ids(columns: Columns, path: Path) -> None:
@@ -146,7 +161,7 @@ def _map(path: Path, shape: tuple[int, ...], dtype: type) -> Tensor:
         array = np.load(path, mmap_mode="c" if np.prod(shape) else None)
     except FileNotFoundError:
         raise ColumnsError(f"{path}: no such file; preprocess the data set again") from None
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # a header is read as Python, and can fail in every way that this can
         raise ColumnsError(f"{path}: damaged ({error}); preprocess the data set again") from None
     if array.shape != shape or array.dtype != dtype:
         expected = f"{shape} of {np.dtype(dtype)}, as schema.json says"

@@ -98,6 +98,14 @@ def load(path: Path) -> Schema:
         schema = build(Schema, json.loads(path.read_text(encoding="utf-8")))
         if schema.described:
             schema.as_dataset()
+        if tuple(schema.rows) != SPLITS or min(schema.rows.values()) < 1:
+            raise ValueError(f"rows = {schema.rows}: expected some of {', '.join(SPLITS)}, in this order")
+        if len(schema.table_rows) != len(schema.categorical) or min(schema.table_rows, default=0) < 1:
+            raise ValueError(
+                f"table_rows = {list(schema.table_rows)}: expected one above 0 for each categorical column"
+            )
+        if tuple(schema.transform) != schema.dense:
+            raise ValueError(f"transform = {schema.transform}: expected one for each dense column")
     except FileNotFoundError:
         raise ColumnsError(f"{path}: no such file; expected a data set that `dlrm-mlet preprocess` wrote") from None
     except (ConfigError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -33,7 +33,7 @@ def _figure(path: Path, panels: int, title: str, width: float = 6.4, height: flo
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, panels, figsize=(width * panels, height), squeeze=False, layout="constrained")
         yield axes[0]
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title.replace("$", r"\$"), fontsize=10)  # a name isn't mathematics
         for file in files(path):
             with replacing(file) as partial:
                 # without the date and the version, the same results give the same bytes

@@ -2,11 +2,13 @@
 
 import dataclasses
 import hashlib
+import os
 import pickle
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -18,6 +20,9 @@ from dlrm_mlet.training.model import DLRM, bags_of, served
 from dlrm_mlet.training.model import build as build_model
 
 FILE = "checkpoint.pt"
+NO_COMMENT = b"\0\0"
+"""How torch's file ends, a zip archive: with the length of a comment that it hasn't."""
+SEAL = b"dlrm_mlet sha256 "
 
 
 class CheckpointError(ValueError):
@@ -44,14 +49,65 @@ class Served:
         check_trained_on(self.path, self.columns.dataset, self.columns.fingerprint, columns.schema)
 
 
+class _Hashing:
+    """A file to write to, whose bytes are hashed on the way."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        """As a file's."""
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        """As a file's."""
+        self.file.flush()
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """A checkpoint of ours: torch's file, and its SHA-256 as the comment that a zip archive may end with."""
+    with path.open("wb") as file:
+        hashing = _Hashing(file)
+        torch.save(state | {"sealed": True}, hashing)  # type: ignore[arg-type]
+        comment = SEAL + hashing.digest.hexdigest().encode()
+        file.seek(-len(NO_COMMENT), os.SEEK_END)
+        file.write(len(comment).to_bytes(2, "little") + comment)
+
+
+def _is_sealed(path: Path) -> bool:
+    """Whether the file is what `write` wrote; False where it says nothing of it."""
+    size = len(SEAL) + 64
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END) - size - len(NO_COMMENT)
+        if end <= 0:
+            return False
+        file.seek(end)
+        length, comment = file.read(2), file.read()
+        if length != size.to_bytes(2, "little") or not comment.startswith(SEAL):
+            return False
+        file.seek(0)
+        digest, left = hashlib.sha256(), end
+        while left:
+            part = file.read(min(left, 1 << 20))
+            digest.update(part)
+            left -= len(part)
+        digest.update(NO_COMMENT)
+    if digest.hexdigest().encode() != comment[len(SEAL) :]:
+        raise CheckpointError(f"{path}: damaged: isn't what was written; expected the {FILE} of a run")
+    return True
+
+
 def read(path: Path) -> dict[str, Any]:
     """What the file holds; nothing in it is run. Raises CheckpointError where it isn't a whole checkpoint of ours."""
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
-            if damaged := archive.testzip():
-                raise CheckpointError(
-                    f"{path}: damaged: {damaged} isn't what was written; expected the {FILE} of a run"
-                )
+        sealed = _is_sealed(path)
+        if not sealed:  # of an older version: torch.load compares no checksums
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise CheckpointError(
+                        f"{path}: damaged: {damaged} isn't what was written; expected the {FILE} of a run"
+                    )
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; expected the {FILE} of a run") from None
@@ -61,11 +117,13 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged, or no checkpoint ({error}); expected the {FILE} of a run") from None
     except pickle.UnpicklingError:
         raise CheckpointError(f"{path}: holds more than numbers and text; expected the {FILE} of a run") from None
-    except (RuntimeError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (RuntimeError, OSError, LookupError, TypeError, ValueError, AttributeError, EOFError, zlib.error) as error:
         raise CheckpointError(f"{path}: damaged, or no checkpoint ({error}); expected the {FILE} of a run") from None
     missing = {"model", "served", "config", "seed", "columns"} - set(state if isinstance(state, dict) else ())
     if missing:
         raise CheckpointError(f"{path}: has no {', '.join(sorted(missing))}; expected the {FILE} of a run")
+    if not sealed and state.get("sealed"):
+        raise CheckpointError(f"{path}: damaged: its hash is gone; expected the {FILE} of a run, as it was written")
     return state
 
 

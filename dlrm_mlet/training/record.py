@@ -50,6 +50,22 @@ class Record:
     absent: dict[str, str] = field(default_factory=dict)
     """Why a split has no metrics, where it was to be measured."""
 
+    def check(self) -> None:
+        """Raises TypeError where a field is of another type than is written."""
+        kinds: dict[str, Any] = {
+            "config": dict, "seed": int, "status": str, "steps": int, "metrics": dict | None, "curve": list,
+            "parameters": dict, "bytes": dict, "spectra": list, "by_frequency": list, "seconds": int | float,
+            "rows_per_second": int | float, "provenance": dict, "absent": dict,
+        }  # fmt: skip
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} = {getattr(self, name)!r}")
+        for split, measured in (self.metrics or {}).items():
+            if not all(isinstance(measured[key], float) for key in ("auc", "log_loss")):
+                raise TypeError(f"metrics.{split} = {measured!r}")
+        if not isinstance(self.provenance["columns"], str):
+            raise TypeError(f"provenance = {self.provenance!r}")
+
     def write(self, directory: Path) -> None:
         """Write <directory>/record.json."""
         write_json(directory / FILE, asdict(self))
@@ -59,10 +75,12 @@ def read(directory: Path) -> Record | None:
     """The record of a run's directory; None where the run isn't finished. Raises RecordError where it is damaged."""
     path = directory / FILE
     try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
+        found = Record(**json.loads(path.read_text(encoding="utf-8")))
+        found.check()
+        return found
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise RecordError(f"{path}: not a record: {error}; delete it to run again") from None
 
 

@@ -324,7 +324,7 @@ class Run:
         state |= {"config": record.as_json(self.config), "seed": self.seed, "columns": self.columns.schema.as_dict()}
         state |= {"from": self.started_from}
         with replacing(self.out / checkpoint.FILE) as partial:
-            torch.save(state, partial)
+            checkpoint.write(partial, state)
 
     def restore(self) -> None:
         """Go on from the checkpoint, where there is one. Raises TrainingError where it is another run's."""

@@ -1,6 +1,8 @@
 """Damaged or incomplete columns are refused by name; batches cover a split once, in a seeded order."""
 
+import contextlib
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -97,3 +99,49 @@ def test_an_id_that_its_table_does_not_have_is_named(copy, f, wrong):
     name, n = columns.schema.categorical[f], columns.schema.table_rows[f]
     with pytest.raises(ColumnsError, match=rf"sparse\.npy: row 41 of {name} has id {wrong}; expected 0 to {n - 1}"):
         load(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("label", 2, "label.npy: has 2 in rows 0 to 2999; expected 0 and 1"),
+        ("dense", np.nan, "dense.npy: has nan in rows 0 to 2999; expected finite numbers"),
+        ("dense", -np.inf, "dense.npy: has inf in rows"),
+    ],
+)
+def test_numbers_that_training_can_not_take_are_refused(copy, name, wrong, message):
+    array = np.load(copy / f"{name}.npy")
+    array[77] = wrong
+    np.save(copy / f"{name}.npy", array)
+    with pytest.raises(ColumnsError, match=message):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": {"train": 2400, "validation": 600}}, {"rows": {"train": 3000, "validation": 0, "test": 0}},
+        {"table_rows": [0, 3, 2]}, {"table_rows": [3]}, {"transform": {}}, {"described": {"name": 3}},
+        {"described": {"multi_valued": {"user": {}}}}, {"fallback": "a"},
+    ],
+)  # fmt: skip
+def test_a_schema_that_can_not_be_is_refused(copy, change):
+    path = copy / "schema.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ColumnsError, match=r"schema\.json: not a data set's schema"):
+        load(copy)
+
+
+def test_no_mutation_of_what_describes_columns_escapes(copy):
+    rng = random.Random(0)
+    for name in ("schema.json", "dense.npy", "label.npy"):
+        path = copy / name
+        whole = path.read_bytes()
+        for _ in range(150):
+            damaged = bytearray(whole)
+            damaged[rng.randrange(min(len(whole), 128 if name != "schema.json" else 4000))] = rng.randrange(256)
+            path.unlink()
+            path.write_bytes(damaged)
+            with contextlib.suppress(ColumnsError):
+                load(copy)
+        path.write_bytes(whole)

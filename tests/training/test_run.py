@@ -345,3 +345,15 @@ def test_the_commit_is_this_projects_or_none(tmp_path, monkeypatch, where):
         lib.mkdir(parents=True)
         monkeypatch.setattr(record, "__file__", str(lib / "record.py"))
     assert theirs not in str(record._commit())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"metrics": 5}, {"metrics": {"validation": {}}}, {"metrics": {"validation": {"auc": "a", "log_loss": 1.0}}},
+     {"curve": None}, {"provenance": {}}, {"seconds": "1"}, {"seed": 0.5}, {"config": []}],
+)  # fmt: skip
+def test_a_record_that_can_not_be_is_refused(run, change):
+    path = run / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(record.RecordError, match=r"record\.json: not a record: "):
+        record.read(run)
