@@ -258,6 +258,16 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around calls that write to `path`, or beside it, and say neither where nor why they failed."""
+    try:
+        yield
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(f"{path}: couldn't be written ({error}); the disk has {free:,} bytes free") from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, written whole."""
     with replacing(path) as partial:

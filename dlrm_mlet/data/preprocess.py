@@ -33,7 +33,7 @@ from dlrm_mlet.data.spool import (
 )
 from dlrm_mlet.data.vocabulary import LARGEST, Vocabulary, load_all
 from dlrm_mlet.extras import needs
-from dlrm_mlet.files import alone, replacing_directory, write_json
+from dlrm_mlet.files import alone, replacing_directory, write_json, writing
 
 with needs("data"):
     import polars as pl
@@ -373,7 +373,8 @@ def _assemble(
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(whole, header)
         begin = whole.tell()
-        whole.truncate(begin + shape[0] * row_bytes)
+        with writing(path):
+            whole.truncate(begin + shape[0] * row_bytes)
         firsts = np.concatenate(([0], np.cumsum(split_rows)[:-1]))
         parts = [stack.enter_context(path.open("r+b")) for _ in firsts]
         for part, first in zip(parts, firsts, strict=True):
@@ -393,10 +394,11 @@ def _assemble(
                 yield start, rows
 
         for start, rows in ahead(gathered()):
-            if split_of_row is None:
-                rows.tofile(parts[0])
-                continue
-            for i, part in enumerate(parts):
-                rows[split_of_row[start : start + len(rows)] == i].tofile(part)
+            with writing(path):
+                if split_of_row is None:
+                    rows.tofile(parts[0])
+                    continue
+                for i, part in enumerate(parts):
+                    rows[split_of_row[start : start + len(rows)] == i].tofile(part)
     for column in columns:
         column.path.unlink()

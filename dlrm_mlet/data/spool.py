@@ -22,6 +22,7 @@ from dlrm_mlet.data.vocabulary import (
     vocabulary_file,
 )
 from dlrm_mlet.extras import needs
+from dlrm_mlet.files import writing
 
 with needs("data"):
     import polars as pl
@@ -51,7 +52,8 @@ class SpooledColumn(ABC):
         """Add a block's rows. Raises RawError at the first one that isn't of the column's kind."""
         refuse = refuser(table[self.name], first_row, where)
         values = self.convert(table[self.name], refuse).astype(self.dtype, copy=False)
-        with self.path.open("ab") as file:  # hundreds of columns are more files than a process may hold open
+        # hundreds of columns are more files than a process may hold open
+        with writing(self.path), self.path.open("ab") as file:
             values.tofile(file)
 
     @abstractmethod
@@ -265,9 +267,11 @@ class Categories(SpooledColumn):
             ids = np.where(ids < 0, LEFT_OUT, new[ids])
             is_there = False
         if not is_there:
-            ids.tofile(self.path)
+            with writing(self.path):
+                ids.tofile(self.path)
         path = vocabulary_file(directory, self.name)
-        known.alias(self.name).to_frame().write_ipc(path)
+        with writing(path):
+            known.alias(self.name).to_frame().write_ipc(path)
         return Numbered(len(known), digest_of(path), fallback)
 
     def _of_training(self, ids: np.ndarray, rules: Numbering) -> np.ndarray:

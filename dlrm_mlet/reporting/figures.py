@@ -23,7 +23,7 @@ NAMES = {"auc": "AUC", "log_loss": "LogLoss (nats)"}
 MARKERS = "s^Dv<>P*Xdph"
 STYLE: Any = {
     "font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "svg.hashsalt": "dlrm_mlet",
-    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False,
 }  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def _figure(path: Path, panels: int, title: str, width: float = 6.4, height: flo
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, panels, figsize=(width * panels, height), squeeze=False, layout="constrained")
         yield axes[0]
-        figure.suptitle(title.replace("$", r"\$"), fontsize=10)  # a name isn't mathematics
+        figure.suptitle(title, fontsize=10)
         for file in files(path):
             with replacing(file) as partial:
                 # without the date and the version, the same results give the same bytes

@@ -21,7 +21,7 @@ from dlrm_mlet.reporting.curves import (
     spread,
     zero_cost,
 )
-from dlrm_mlet.reporting.results import Row, Spectrum, Third
+from dlrm_mlet.reporting.results import ResultsError, Row, Spectrum, Third
 from dlrm_mlet.sweeping import benchmark
 from dlrm_mlet.tables.spectrum import count_above
 
@@ -44,12 +44,18 @@ def report(directory: Path, out: Path | None = None) -> list[Path]:
     if not tables:
         raise FileNotFoundError(f"{directory}: no results; expected <dataset>/<experiment>.csv, as a sweep writes it")
     written: list[Path] = []
+    failed: list[str] = []
     for table in tables:
-        written += draw(table, out / table.parent.name if out else table.parent)
+        try:
+            written += draw(table, out / table.parent.name if out else table.parent)
+        except (ValueError, LookupError, ArithmeticError, RuntimeError) as error:  # the others are drawn all the same
+            failed.append(str(error) if isinstance(error, ResultsError) else f"{table}: {error!r}")
     for dataset in sorted(path.parent for path in directory.glob("*/fair-fight-sgd-trials.csv")):
         written += draw_rates(dataset, out / dataset.name if out else dataset)
     for timings in sorted(directory.glob("benchmarks/step-*.json")):
         written += draw_steps(timings, out / "benchmarks" if out else timings.parent)
+    if failed:
+        raise ResultsError(f"{len(failed)} of {len(tables)} tables couldn't be drawn:\n  " + "\n  ".join(failed))
     return written
 
 

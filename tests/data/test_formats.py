@@ -211,6 +211,8 @@ def test_a_full_disk_leaves_nothing(criteo, tmp_path):
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("dlrm-mlet: error: ")
+    assert "couldn't be written (" in done.stderr
+    assert "the disk has " in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

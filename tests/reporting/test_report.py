@@ -163,3 +163,19 @@ def test_the_law_of_the_step_compares_rates_per_row_and_tells_what_diverged(tmp_
     page = path.with_suffix(".md").read_text()
     assert "| single layer | 100 | 20 | 0.2 | 0.8110 ± 0.0014 | 0.2 |" in page
     assert "| MLET k=64 | 100 | 5 | 0.2 | 0.7510 ± 0.0014 | 0.2 (the largest tried) |" in page
+
+
+def test_a_table_that_can_not_be_drawn_does_not_stop_the_others(table):
+    """Nor do names that read as mathematics, or an experiment of which all runs diverged."""
+    lines = table.read_text().splitlines()
+    odd = table.parent.parent / "cli$cks"
+    odd.mkdir()
+    (odd / "mle$t.csv").write_text(table.read_text().replace("mlet", "mle$t"))
+    lost = [_without_test(line).replace("finished", "diverged") for line in lines if "diverged" in line]
+    for name in ("grid", "paper-grid"):
+        (odd / f"{name}.csv").write_text("\n".join([lines[0], *lost]) + "\n")
+    (table.parent / "bad.csv").write_text(lines[0] + "\nnonsense\n")
+    with pytest.raises(ResultsError, match=r"1 of 5 tables couldn't be drawn:\n  .*bad\.csv:2: not a run"):
+        report(table.parent.parent)
+    drawn = {path.relative_to(table.parent.parent).as_posix() for path in table.parent.parent.rglob("*.md")}
+    assert drawn == {"clicks/grid.md", "cli$cks/mle$t.md", "cli$cks/grid.md", "cli$cks/paper-grid.md"}
