@@ -23,7 +23,7 @@ def rows_of(path: Path, columns: tuple[str, ...]) -> list[tuple[str | None, ...]
 field = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=6)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=75, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     table=st.integers(2, 4).flatmap(lambda width: st.lists(st.tuples(*[field] * width), min_size=1, max_size=12)),
     block_bytes=st.integers(1, 80),
