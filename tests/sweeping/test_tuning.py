@@ -23,7 +23,7 @@ batch_size = 64
 [tuning]
 start = { learning_rate = [0.2], table_learning_rate = [0.2, 0.8] }
 seeds = [100, 101]
-trials = 5
+trials = 8
 
 [grid]
 single = { embedding_dim = [2] }
