@@ -85,3 +85,11 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """The CPU, and a GPU or what stands in for one; a test may leave the CPU out."""
     with pretend_gpu.PretendGPU() if request.param == pretend_gpu.NAME else contextlib.nullcontext():
         yield torch.device(request.param)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is marked zoo runs when it is asked for: `pytest -m zoo`."""
+    if "zoo" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("zoo"):
+                item.add_marker(pytest.mark.skip(reason="asked for by -m zoo"))

@@ -73,7 +73,7 @@ def test_torchs_export_gives_the_same_for_any_batch(model, tmp_path):
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler
-@pytest.mark.parametrize("kind", ["trained", "4 bits and an offset"])
+@pytest.mark.parametrize("kind", ["trained", pytest.param("4 bits and an offset", marks=pytest.mark.zoo)])
 def test_aotinductor_gives_the_same_for_any_batch(kind, tmp_path):
     model = KINDS[kind](trained())
     program = torch.export.export(model, batch(16), dynamic_shapes=dynamic())
