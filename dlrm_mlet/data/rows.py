@@ -19,8 +19,8 @@ ISO = (
     r"^(?P<date>\d{4}-\d\d-\d\d)([T ](?P<hour>\d\d)(:(?P<minute>\d\d)(:(?P<second>\d\d)(\.\d+)?)?)?)?"
     r"\s*(Z|UTC|(?P<offset>[+-]\d\d):?(?P<minutes>\d\d))?$"
 )
-UNITS = ((1e14, 1e6), (1e11, 1e3))
-"""Above which number it is of which unit, as a share of a second."""
+UNITS = ((1e11, 1e3), (1e14, 1e6))
+"""Above which number it is of which unit, as a share of a second, from the lowest up."""
 
 
 def refuser(values: pl.Series, first_row: int, where: Where) -> Refuse:

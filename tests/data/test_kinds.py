@@ -460,3 +460,15 @@ def test_a_label_may_have_any_name(tmp_path, rows):
     raw.write_text(raw.read_text().replace("\n1,", "\n3,", 1))
     with pytest.raises(RawError, match="column 'count' is '3'; expected 0 or 1"):
         made(tmp_path, raw, **keys)
+
+
+@pytest.mark.parametrize("scale", [1, 1000, 1_000_000])
+@pytest.mark.parametrize("moment", ["2001-09-10 01:02", "2014-10-21 07:30", "2033-05-17 23:59"])
+def test_epochs_of_any_unit_are_the_same_moment(tmp_path, rows, scale, moment):
+    """Once microseconds were read as milliseconds."""
+    at = datetime.datetime.fromisoformat(moment).replace(tzinfo=datetime.UTC)
+    rows[0][4] = str(int(at.timestamp()) * scale)
+    times = {part: {"column": "ts", "part": part} for part in ("hour", "weekday", "day")}
+    raw = write(tmp_path / "raw.csv", rows)
+    _, columns, _ = made(tmp_path, raw, split="ordered", dense=["hour", "weekday", "day"], times=times)
+    assert columns.dense[0].tolist() == [at.hour, at.isoweekday(), at.day]
