@@ -373,7 +373,7 @@ def places(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     """(rows,) 32-bit numbers, all of them in `known`, which are distinct -> (rows,) their places there.
 
     By hash tables without chains: of those that meet in one slot the last one has it, and the others go to the next
-    table, with another multiplier. At millions of rows this takes half to a tenth of the time of a join, or of a sort of all rows.
+    table, with another multiplier. At millions of rows this takes half to a tenth of the time of a join, or of a sort.
     """
     shift = np.uint32(32 - min(max(len(known).bit_length() + 2, 8), 31))
     tables, left, multiplier = [], np.arange(len(known), dtype=np.int32), 2654435761
