@@ -78,7 +78,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One run's schedule: plain SGD, without momentum or decay (paper, section 3)."""
+    """How one run trains; by default as the paper's, plain SGD without momentum or decay (section 3)."""
 
     learning_rate: float = 0.2
     """Of the MLPs and, unless they have their own, of the tables."""
@@ -86,8 +86,13 @@ class TrainingConfig:
     """The tables' own learning rate, projections included; None: the same as the MLPs'."""
     freeze_projections: bool = False
     """Leave W2 as it starts."""
-    optimizer: Literal["sgd", "adagrad"] = "sgd"
-    """Adagrad keeps one sum of squares per row of the tables, and one per number of all else."""
+    optimizer: Literal["sgd", "adagrad", "adam", "lazy-adam"] = "sgd"
+    """Adagrad keeps one sum of squares per row of the tables, and one per number of all else. Adam keeps two means per
+    number, and each step moves all rows of all tables; lazy Adam's moves those that the batch has."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """Linear: all learning rates fall in even steps, to zero after the last one."""
+    warm_up: float | None = None
+    """Over this share of the steps, such as 0.05, all learning rates first rise from zero."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """In what the training step multiplies: tf32 (GPUs alone) all matrices; bfloat16 the MLPs and the interaction, with
     gradients that are rounded to it too. The weights, their updates, validation and test stay float32."""
@@ -111,6 +116,8 @@ class TrainingConfig:
         for key, value in vars(self).items():
             if type(value) in (int, float) and value <= 0:
                 raise ConfigError(f"training.{key} = {value}: expected a positive number")
+        if (self.warm_up or 0) >= 1:
+            raise ConfigError(f"training.warm_up = {self.warm_up}: expected a share of the steps, below 1")
 
 
 GRID_KEYS = {f.name: section for section, cls in (("model", ModelConfig), ("training", TrainingConfig))

@@ -27,7 +27,7 @@ from dlrm_mlet.training import checkpoint, evaluation, record
 from dlrm_mlet.training.checkpoint import Served
 from dlrm_mlet.training.device import CPU, USABLE, DeviceError, describe, free_memory, threads, wait
 from dlrm_mlet.training.model import DLRM, bags_of, build, served
-from dlrm_mlet.training.optimizer import SGD, Adagrad, Optimizer
+from dlrm_mlet.training.optimizer import SGD, Adagrad, Adam, LazyAdam, Optimizer, factors
 from dlrm_mlet.training.stepping import losses
 from dlrm_mlet.training.together import Together
 from dlrm_mlet.training.warm import check_start, start_from
@@ -42,6 +42,10 @@ DIVERGED_ABOVE = 1e6
 """A run with such a weight has diverged, whatever its loss is: int8 rows go up to 8e6."""
 
 
+KEPT = {"sgd": (0, 0, 0), "adagrad": (0, 1, 0), "adam": (2, 0, 1), "lazy-adam": (2, 0, 0)}
+"""What an optimizer holds of a table: numbers for each of its numbers, and for each row; and while it makes a step."""
+
+
 class TrainingError(ValueError):
     """A run that can't be made from what it was given."""
 
@@ -49,15 +53,16 @@ class TrainingError(ValueError):
 def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
     """Bytes that so many runs together hold at their fullest, on their device, without the columns and torch itself.
 
-    The trained tables and what Adagrad keeps per row, at the end the collapsed ones of one run and what is served of
-    them, the orders of the rows, and one batch: of evaluation, or of training with its gradients.
+    The trained tables and what the optimizer keeps of them, at the end the collapsed ones of one run and what is
+    served of them, the orders of the rows, and one batch: of evaluation, or of training with its gradients.
     """
     model = config.model
     rows, features = sum(schema.table_rows), sum(schema.slots)
     widths = (*model.inner_dims, model.embedding_dim)
     collapsed = model.embedding_dim if model.inner_dims else 0
     smaller = 2 * (model.served_rank or 0) + (model.embedding_dim if model.served_as == "int8" else 0) / 2
-    tables = rows * (widths[0] * seeds + (config.training.optimizer == "adagrad") + collapsed + smaller)
+    kept, a_row, passing = KEPT[config.training.optimizer]
+    tables = rows * (((1 + kept + passing) * widths[0] + a_row) * seeds + collapsed + smaller)
     batch = min(config.training.batch_size, schema.rows["train"])
     activations = max(evaluation.ROWS, 3 * seeds * batch) * (
         features * sum(widths) + (features + 1) ** 2 + sum(model.bottom_mlp + model.top_mlp)
@@ -66,8 +71,8 @@ def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
     d = model.embedding_dim
     shapes = (len(schema.dense), *model.bottom_mlp, d), (d + pairs, *model.top_mlp, 1)
     mlps = sum(math.prod(pair) for shape in shapes for pair in pairwise(shape))
-    # weights and gradients of each, what Adagrad keeps, and a copy of one in a checkpoint
-    mlps *= (2 + (config.training.optimizer == "adagrad")) * seeds + 1
+    # weights and gradients of each, what the optimizer keeps, and a copy of one in a checkpoint
+    mlps *= (2 + kept + a_row) * seeds + 1
     return int(4 * (tables + activations + mlps)) + 8 * schema.rows["train"] * seeds
 
 
@@ -178,9 +183,10 @@ def _take_steps(runs: Sequence["Run"], until: int, bar: Any) -> None:
     # several from the CPU's memory, so that the device never holds a table twice
     alone = len(runs) == 1
     model = first.model.to(first.device) if alone else Together([run.model.cpu() for run in runs], first.device)
-    optimizers = make_optimizers(model, training)
-    for optimizer, memory in zip(optimizers, first.memory, strict=False):
-        optimizer.memory = [None if part is None else part.to(first.device) for part in memory]
+    optimizers = make_optimizers(model, training, first.steps, step)
+    if first.memory:
+        for i, optimizer in enumerate(optimizers):
+            optimizer.restore([run.memory[i] for run in runs])
     bar.reset(first.steps)
     bar.update(step)
     started = time.perf_counter()
@@ -191,12 +197,14 @@ def _take_steps(runs: Sequence["Run"], until: int, bar: Any) -> None:
         if last or at_point or (step % STEPS_PER_LOOK == 0 and not loss.isfinite().all()):
             wait(first.device)
             share = (time.perf_counter() - started) / len(runs)
-            for run, finite in zip(runs, loss.isfinite().view(-1).tolist(), strict=True):
+            for i, (run, finite) in enumerate(zip(runs, loss.isfinite().view(-1).tolist(), strict=True)):
                 if run.diverged:
                     continue
                 run.step, run.seconds, run.diverged = step, run.seconds + share, not finite
                 if at_point and step < run.steps and not run.diverged:
-                    run.look(optimizers)
+                    memory = [each.kept(i, len(runs)) for each in optimizers]
+                    run.memory = [[None if part is None else _whole(part) for part in parts] for parts in memory]
+                    run.look()
                     if run.curve:
                         bar.set_postfix_str(f"AUC {run.curve[-1]['auc']:.4f}", refresh=False)
             if last or all(run.diverged for run in runs):
@@ -250,7 +258,7 @@ class Run:
         self._measure_spectra(self.model.tables)
         out.mkdir(parents=True, exist_ok=True)
 
-    def look(self, optimizers: Sequence[Optimizer]) -> None:
+    def look(self) -> None:
         """A point of the validation curve, and a checkpoint to go on from."""
         result = evaluation.measure(self.model, self.columns, "validation")
         if result is None:
@@ -258,8 +266,7 @@ class Run:
             return
         self.curve.append({"step": self.step, **result._asdict()})
         self._measure_spectra(self.model.tables)
-        memory = [[part if part is None else part.cpu() for part in each.memory] for each in optimizers]
-        self._save(self.model, {"served": False, "step": self.step, "memory": memory, "seconds": self.seconds,
+        self._save(self.model, {"served": False, "step": self.step, "memory": self.memory, "seconds": self.seconds,
                                 "curve": self.curve, "spectra": self.spectra})  # fmt: skip
 
     def finish(self) -> record.Record:
@@ -351,14 +358,18 @@ class Run:
             self.curve, self.spectra, self.memory = state["curve"], state["spectra"], state["memory"]
 
 
-def make_optimizers(model: DLRM, training: TrainingConfig) -> list[Optimizer]:
-    """One for the MLPs and one for the tables, each with its learning rate."""
-    make = {"sgd": SGD, "adagrad": Adagrad}[training.optimizer]
+OPTIMIZERS = {"sgd": SGD, "adagrad": Adagrad, "adam": Adam, "lazy-adam": LazyAdam}
+
+
+def make_optimizers(model: DLRM, training: TrainingConfig, steps: int = 0, taken: int = 0) -> list[Optimizer]:
+    """One for the MLPs and one for the tables, each with its learning rate, at its place in so many steps."""
+    make, by_step = OPTIMIZERS[training.optimizer], factors(training.schedule, training.warm_up, steps)
     if training.freeze_projections and isinstance(model.tables, MLETTables):
         model.tables.projections.requires_grad_(False)
     mlps = (*model.bottom_mlp.parameters(), *model.top_mlp.parameters())
     rate = training.learning_rate
-    return [make(mlps, rate), make(model.tables.parameters(), training.table_learning_rate or rate)]
+    tables = model.tables.parameters()
+    return [make(mlps, rate, by_step, taken), make(tables, training.table_learning_rate or rate, by_step, taken)]
 
 
 def generator(seed: int, purpose: str, epoch: int = 0) -> torch.Generator:

@@ -135,9 +135,10 @@ def stopped_at(step, monkeypatch):
         yield
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adam", "lazy-adam"])
 def test_a_stopped_run_goes_on_to_the_same_bits(clicks, small_mlet, tmp_path, monkeypatch, optimizer):
-    schedule = dataclasses.replace(small_mlet.training, epochs=2, optimizer=optimizer, also_measure=("spectra",))
+    keys = {"epochs": 2, "optimizer": optimizer, "also_measure": ("spectra",), "schedule": "linear", "warm_up": 0.1}
+    schedule = dataclasses.replace(small_mlet.training, **keys)
     config = dataclasses.replace(small_mlet, training=schedule)
     train(config, clicks, 0, tmp_path / "whole")
     with stopped_at(57, monkeypatch):  # in the second epoch

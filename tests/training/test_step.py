@@ -27,14 +27,15 @@ MODELS = [
     {"tables": "quotient-remainder"},
     {"tables": "mixed-dimension"},
 ]
-SCHEDULES = [{}, {"table_learning_rate": 0.1}, {"freeze_projections": True}, {"optimizer": "adagrad"}]
+SCHEDULES = [{}, {"table_learning_rate": 0.1}, {"freeze_projections": True}, {"optimizer": "adagrad"},
+             {"optimizer": "adam"}, {"optimizer": "lazy-adam"}, {"schedule": "linear", "warm_up": 0.1}]  # fmt: skip
 
 
 def models(clicks, shape, schedule, device, seeds=(0,)):
     """A model of each seed in double precision, or one of all of them, and its optimizers."""
     made = [build(shape, 2, clicks.schema.table_rows, generator(seed, "weights")).double() for seed in seeds]
     model = made[0].to(device) if len(seeds) == 1 else Together(made, device)
-    return model, make_optimizers(model, schedule)
+    return model, make_optimizers(model, schedule, 1000)
 
 
 def exact(clicks, device):

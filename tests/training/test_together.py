@@ -59,6 +59,11 @@ def test_a_step_together_is_a_step_of_each(clicks, inner_dim, device):
         torch.testing.assert_close(mine.collapse()(dense, ids), its.collapse()(dense, ids))
 
 
+def by(config, optimizer):
+    """The config with another optimizer, or schedule, at a small rate."""
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, learning_rate=0.002, **optimizer))
+
+
 @pytest.mark.parametrize(("inner_dim", "frozen"), [(None, False), (16, True), ((16, 8), False)])
 def test_seeds_together_give_what_each_gives_alone(clicks, small_mlet, tmp_path, inner_dim, frozen, device):
     run = dataclasses.replace(
@@ -76,7 +81,12 @@ def test_seeds_together_give_what_each_gives_alone(clicks, small_mlet, tmp_path,
         assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
 
 
-def test_seeds_that_were_stopped_together_go_on_to_the_same_bits(clicks, small_mlet, tmp_path, monkeypatch):
+OPTIMIZERS = [{}, {"optimizer": "adagrad"}, {"optimizer": "adam"}, {"optimizer": "lazy-adam"}, {"schedule": "linear"}]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+def test_seeds_that_were_stopped_together_go_on_to_the_same_bits(clicks, small_mlet, tmp_path, monkeypatch, optimizer):
+    small_mlet = by(small_mlet, optimizer)
     train_together(small_mlet, clicks, outs(tmp_path / "whole"))
     with stopped_at(27, monkeypatch):
         train_together(small_mlet, clicks, outs(tmp_path / "stopped"))
@@ -85,7 +95,9 @@ def test_seeds_that_were_stopped_together_go_on_to_the_same_bits(clicks, small_m
         assert_same_bits(tmp_path / "whole" / str(seed), tmp_path / "stopped" / str(seed))
 
 
-def test_the_rest_catches_up_with_a_seed_that_was_stopped_later(clicks, small_mlet, tmp_path, monkeypatch):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+def test_the_rest_catches_up_with_a_seed_that_was_stopped_later(clicks, small_mlet, tmp_path, monkeypatch, optimizer):
+    small_mlet = by(small_mlet, optimizer)
     with stopped_at(27, monkeypatch):
         train(small_mlet, clicks, 1, tmp_path / "1")
     take_steps, taken = training._take_steps, []
@@ -144,14 +156,14 @@ def test_a_sweep_on_a_gpu_trains_the_seeds_of_a_point_together_where_they_fit(
     assert jobs(*arguments, "cpu", monkeypatch, 1.2 * big) == [*alone[1:], *alone, *alone]
 
 
-def test_only_runs_that_keep_nothing_a_seed_train_together(experiment, clicks, tmp_path, monkeypatch):
+def test_rivals_train_alone(experiment, clicks, tmp_path, monkeypatch):
     points = tuple(
         dataclasses.replace(point, config=dataclasses.replace(
-            point.config, training=dataclasses.replace(point.config.training, optimizer="adagrad")))
+            point.config, model=dataclasses.replace(point.config.model, inner_dim=None, tables="hashed")))
         for point in experiment.points
     )  # fmt: skip
-    adagrad = dataclasses.replace(experiment, points=points)
-    assert max(map(len, jobs(adagrad, clicks, tmp_path, "cuda", monkeypatch, 2**40))) == 1
+    hashed = dataclasses.replace(experiment, points=points)
+    assert max(map(len, jobs(hashed, clicks, tmp_path, "cuda", monkeypatch, 2**40))) == 1
 
 
 @pytest.mark.gpu
