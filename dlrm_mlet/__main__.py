@@ -7,11 +7,11 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dlrm_mlet import stopping
 from dlrm_mlet.extras import MissingExtraError
 
 ROOT = Path("results")
@@ -25,47 +25,52 @@ EXAMPLES = {
     "export": "checkpoint.pt --out model.onnx --quantize int8",
     "predict": "model.onnx clicks.csv --out probabilities.csv",
     "benchmark": "--device cuda:0",
+    "verify": "results/flights",
     "report": "results --out drawn",
 }
 CONFIG = "an experiment's .toml file, or the name of a built-in one, such as flights/paper-grid"
 
 
+def command() -> None:
+    """The process `dlrm-mlet`."""
+    stopping.open_streams()
+    stopping.heed()
+    status = main()
+    stopping.over()
+    sys.exit(status)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit status: 0, 1 for bad input, 130 when it was stopped by Ctrl-C."""
-    options = _parser().parse_args(arguments)
-    if threading.current_thread() is threading.main_thread():
-        _end_as_by_ctrl_c()
-    for stream in (sys.stdout, sys.stderr):  # a terminal without ± shows another character
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    """Run one command; returns 0, 1 for bad input, 130 where Ctrl-C stopped it, and 143 where SIGTERM did."""
     try:
+        options = _parser().parse_args(arguments)
+        for stream in (sys.stdout, sys.stderr):  # a terminal without ± shows another character
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         options.run(options)
-    except (ValueError, OSError, RuntimeError, MissingExtraError) as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # such as `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, RuntimeError, MissingExtraError, MemoryError) as error:
+        if stopping.asked():  # what a signal does to a lock or an import that it interrupts
+            return _stopped()
         # what the package raises says what was wrong; the rest of a trace would hide it
         if os.environ.get("DLRM_MLET_TRACEBACK"):
             raise
-        print(f"dlrm-mlet: error: {error}", file=sys.stderr)
+        short = "the memory ends here; expected more, or a smaller batch or table" if not str(error) else error
+        print(f"dlrm-mlet: error: {short}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as stopped:
-        print("\ndlrm-mlet: stopped; the same call goes on from here", file=sys.stderr)
-        return 143 if isinstance(stopped, Terminated) else 130
+    except BaseException as error:
+        if stopping.asked() or isinstance(error, KeyboardInterrupt):
+            return _stopped()
+        raise
     return 0
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end, by SIGTERM or by the terminal that is closing: the same as Ctrl-C."""
-
-
-def _end_as_by_ctrl_c() -> None:
-    """SIGTERM and SIGHUP end a command as Ctrl-C does, unless whoever started it wants them ignored."""
-
-    def end(number: int, frame: object) -> None:
-        raise Terminated
-
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, end)
+def _stopped() -> int:
+    print("\ndlrm-mlet: stopped; the same call goes on from here", file=sys.stderr)
+    return 128 + (stopping.asked() or signal.SIGINT)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -160,6 +165,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, metavar="N", default=os.cpu_count() or 1, help="of the CPU; default: all cores")
     add("--max-rows", type=int, metavar="N", default=1_000_000, help="cap of a table's rows; default: 1000000")
     add("--rounds", type=int, metavar="N", default=40, help="turns of each contender, of 20 steps each; default: 40")
+
+    add = command("verify", _verify, "whether what lies there is whole, and of what it is")
+    add("path", type=Path, help="columns, a run, a checkpoint, a bundle, a directory of results; or what holds some")
 
     add = command("report", _report, "figures and pages from the tables of results alone")
     add("directory", type=Path, nargs="?", default=ROOT, help="with <dataset>/<experiment>.csv; default: results")
@@ -325,6 +333,18 @@ def _benchmark(options: argparse.Namespace) -> None:
     print(out)
 
 
+def _verify(options: argparse.Namespace) -> None:
+    from dlrm_mlet.verify import VerifyError, verify
+
+    whole = []
+    for found in verify(options.path):
+        whole.append(found.whole)
+        print(f"{found.path}: {found.kind}, {'whole' if found.whole else 'NOT WHOLE'}: {found.said}", flush=True)
+    if not all(whole):
+        raise VerifyError(f"{options.path}: {whole.count(False)} of {len(whole)} aren't whole")
+    print(f"{options.path}: all {len(whole)} are whole")
+
+
 def _report(options: argparse.Namespace) -> None:
     from dlrm_mlet import files
     from dlrm_mlet.reporting import reproduction
@@ -339,4 +359,4 @@ def _report(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -1,4 +1,4 @@
-"""Small data sets that several modules' tests share."""
+"""Small data sets that several modules' tests share; and whether all tests together raise every error there is."""
 
 import contextlib
 import csv
@@ -14,7 +14,7 @@ from dlrm_mlet.data.columns import Columns, load
 from dlrm_mlet.data.datasets import Dataset
 from dlrm_mlet.data.preprocess import preprocess
 from dlrm_mlet.training.run import train
-from tests import pretend_gpu
+from tests import pretend_gpu, raised
 
 CLICKS = Dataset(
     name="clicks",
@@ -93,3 +93,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("zoo"):
                 item.add_marker(pytest.mark.skip(reason="asked for by -m zoo"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """When all tests have passed, each error of the package was raised by one of them."""
+    config = session.config
+    whole = config.args_source == config.ArgsSource.TESTPATHS and not (config.option.keyword or config.option.markexpr)
+    if whole and session.exitstatus == pytest.ExitCode.OK and not hasattr(config, "workerinput"):
+        for place in (missing := raised.never_raised()):
+            print(f"\nno test raises dlrm_mlet/{place.file}:{place.line}: {place.kind}: {place.text}", end="")
+        if missing:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -12,6 +12,7 @@ PACKAGE = Path(dlrm_mlet.__file__).parent
 FLOORS = [
     "extras",
     "files",
+    "stopping",
     "toml",
     "config",
     "tables",
@@ -21,6 +22,7 @@ FLOORS = [
     "sweeping",
     "serving",
     "reporting",
+    "verify",
     "__main__",
 ]
 """From the ground up; what lies on one may import what lies below it."""

@@ -108,7 +108,11 @@ def load(directory: str | Path) -> Columns:
     """
     directory = Path(directory)
     recover(directory)
-    schema = schemas.load(directory / "schema.json")
+    return check(directory, schemas.load(directory / "schema.json"))
+
+
+def check(directory: Path, schema: Schema) -> Columns:
+    """The columns of the directory, which is left as it is. Raises as `load` does."""
     rows = sum(schema.rows.values())
     columns = Columns(
         schema,

@@ -31,7 +31,7 @@ from dlrm_mlet.data.spool import (
     Texts,
     Weights,
 )
-from dlrm_mlet.data.vocabulary import LARGEST, Vocabulary, load_all
+from dlrm_mlet.data.vocabulary import LARGEST, Vocabulary, digest_of, load_all
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import alone, replacing_directory, write_json, writing
 
@@ -142,6 +142,9 @@ def preprocess(
                 raise RawError(f"{named}: column {name!r} has no value at all in training; expected some to embed")
         if not force:
             _refuse_others(out, dataset.name, source)
+        arrays = sorted(directory.glob("*.npy"))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            files = {array.name: digest for array, digest in zip(arrays, pool.map(digest_of, arrays), strict=True)}
         schema = Schema(
             dataset=dataset.name,
             label=dataset.label,
@@ -160,6 +163,7 @@ def preprocess(
             described=dataset.described(),
             fallback=tuple(found.fallback for found in numbered),
             extends=() if extend is None else _line_of(extend),
+            files=files,
         )
         write_json(directory / "schema.json", schema.as_dict())
     return schema

@@ -52,6 +52,8 @@ class Schema:
     multi-valued column, whose unknown values are left out."""
     extends: tuple[str, ...] = ()
     """Fingerprints of the data sets whose ids are these ids too, the nearest first."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each array's file, by its name."""
 
     def as_dict(self) -> dict[str, Any]:
         """As in schema.json."""
@@ -64,7 +66,8 @@ class Schema:
         if "sha256" in self.source:
             said["source"] = {key: value for key, value in self.source.items() if key != "name"}
         described, extends = said.pop("described"), said.pop("extends")
-        said.pop("fallback")  # follows from the rest
+        for key in ("fallback", "files"):  # follow from the rest
+            said.pop(key)
         if self.dataset not in BUILT_IN:  # of which the name says all
             said |= {key: value for key, value in described.items() if key not in OWN}
         said |= {"extends": extends} if extends else {}

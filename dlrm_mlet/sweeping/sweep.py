@@ -35,6 +35,10 @@ FAILED = "failed.json"
 """In a run's directory, why it failed; the next try removes it."""
 
 
+GRACE = 3.0
+"""Seconds in which a worker that is asked to end has to."""
+
+
 class SweepError(RuntimeError):
     """A sweep that can't go on: the message says why; what was finished stays."""
 
@@ -181,6 +185,7 @@ def _in_processes(
     places = context.SimpleQueue()
     for place in enumerate(map(str, devices), start=1):
         places.put(place)
+    tqdm.monitor_interval = 0  # its thread would wait for ever for a lock that a worker died with
     tqdm.set_lock(context.RLock())  # one for all processes, so that their bars don't write over one another
     shared = (data, places, tqdm.get_lock())
     # workers share the CPU's memory, where models are also made for GPUs, and saved; a GPU has one worker
@@ -201,8 +206,17 @@ def _in_processes(
             lost.extend(running.values())
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
-            for worker in multiprocessing.active_children():
-                worker.terminate()
+            _end_workers()
+            tqdm.set_lock(threading.RLock())
+
+
+def _end_workers() -> None:
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(GRACE)
+        worker.kill()
 
 
 _columns: Columns

@@ -1,0 +1,103 @@
+"""What is whole is said to be, and of what; whatever is damaged or missing is named; nothing is changed."""
+
+import dataclasses
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dlrm_mlet.__main__ import main
+from dlrm_mlet.serving.finished import export_bundle
+from dlrm_mlet.training import checkpoint
+from dlrm_mlet.training.run import train
+from dlrm_mlet.verify import VerifyError, verify
+from tests.training.test_run import stopped_at
+
+
+def hashes(directory):
+    return {
+        path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(directory.rglob("*")) if path.is_file()
+    }
+
+
+@pytest.fixture
+def kept(clicks_directory, run, tmp_path):
+    """Columns, a run and a bundle beside each other."""
+    shutil.copytree(clicks_directory, tmp_path / "all" / "columns")
+    shutil.copytree(run, tmp_path / "all" / "run")
+    export_bundle(checkpoint.load(run / "checkpoint.pt"), clicks_directory, tmp_path / "all" / "bundle", 32)
+    return tmp_path / "all"
+
+
+def test_what_is_whole_is_said_to_be_and_of_what(kept, clicks, capsys):
+    before = hashes(kept)
+    assert main(["verify", str(kept)]) == 0
+    *said, last = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1] for line in said] == ["bundle, whole", "columns, whole", "run, whole"]
+    assert last.endswith(": all 3 are whole")
+    for line in said:
+        assert clicks.schema.fingerprint in line
+    assert "k = 16, d = 4, sgd, batch 64, seed 0" in said[2]
+    assert hashes(kept) == before
+
+
+def test_each_file_that_is_cut_changed_or_gone_is_named(kept, tmp_path):
+    files = [path for path in sorted(kept.rglob("*")) if path.is_file()]
+    assert len(files) > 12
+    for path in files:
+        whole = path.read_bytes()
+        at = len(whole) // 2
+        # a record is readable text: most of its letters may be others
+        changes = [whole[:at], None] if path.name == "record.json" else [
+            whole[:at], whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :], None
+        ]  # fmt: skip
+        for changed in changes:
+            path.unlink() if changed is None else path.write_bytes(changed)
+            found = list(verify(kept))
+            named = [finding for finding in found if not finding.whole or "isn't there" in finding.said
+                     or "goes on" in finding.said]  # fmt: skip
+            if path.name in ("schema.json", "manifest.json") and changed is None:
+                assert len([f for f in found if f.kind in ("columns", "bundle", "run")]) < 3 or named
+            elif path.name == "schema.json" and "columns" in path.parts and changed is not None:
+                assert named or found != list(verify(kept))  # a name or a count that is another one
+            else:
+                assert len(named) == 1, (path, changed and len(changed))
+                assert named[0].path in (path, *path.parents)
+            path.write_bytes(whole)
+    assert all(finding.whole for finding in verify(kept))
+
+
+def test_a_stopped_run_and_a_failed_one_say_how_they_go_on(clicks, small_mlet, tmp_path, monkeypatch):
+    with stopped_at(27, monkeypatch):
+        train(small_mlet, clicks, 0, tmp_path / "stopped")
+    [found] = verify(tmp_path / "stopped")
+    assert "stopped after step 20: the same call goes on" in found.said
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "failed.json").write_text('{"reason": "no memory"}')
+    [found] = verify(tmp_path / "failed")
+    assert "no memory" in found.said
+
+
+def test_a_checkpoint_of_another_run_beside_a_record_is_found(run, clicks, small_mlet, tmp_path):
+    other = dataclasses.replace(small_mlet, training=dataclasses.replace(small_mlet.training, learning_rate=0.01))
+    train(other, clicks, 0, tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "checkpoint.pt", run / "checkpoint.pt")
+    [found] = verify(run)
+    assert "another config, seed or data set" in found.said
+    assert main(["verify", str(run)]) == 1
+
+
+def test_what_is_none_of_ours_is_said(tmp_path):
+    with pytest.raises(VerifyError, match="no such file"):
+        list(verify(tmp_path / "nothing"))
+    (tmp_path / "thesis.txt").write_text("all of it")
+    with pytest.raises(VerifyError, match="nothing that dlrm-mlet writes"):
+        list(verify(tmp_path))
+
+
+def test_the_published_tables_are_whole():
+    tables = [path for path in (Path(__file__).parents[1] / "results").glob("*/*.csv") if "-spectra" not in path.name]
+    found = {path: list(verify(path)) for path in tables if "-frequency" not in path.name}
+    assert len(found) > 20
+    assert all(len(its) == 1 and its[0].whole for its in found.values())
