@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from dlrm_mlet.toml import ConfigError, build, convert, override, read_toml
 
+MOST_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -116,6 +118,8 @@ class TrainingConfig:
         for key, value in vars(self).items():
             if type(value) in (int, float) and value <= 0:
                 raise ConfigError(f"training.{key} = {value}: expected a positive number")
+        if self.threads > MOST_THREADS:
+            raise ConfigError(f"training.threads = {self.threads}: expected at most {MOST_THREADS}")
         if (self.warm_up or 0) >= 1:
             raise ConfigError(f"training.warm_up = {self.warm_up}: expected a share of the steps, below 1")
 

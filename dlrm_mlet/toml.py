@@ -22,8 +22,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # with or without a byte order mark
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; expected a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also a number or a date that is none, and tables too deep
         raise ConfigError(f"{path}: not TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error}); expected a TOML file") from None
 
 
 def build(cls: type[T], table: Mapping[str, Any], prefix: str = "") -> T:

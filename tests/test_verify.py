@@ -98,6 +98,7 @@ def test_what_is_none_of_ours_is_said(tmp_path):
 
 def test_the_published_tables_are_whole():
     tables = [path for path in (Path(__file__).parents[1] / "results").glob("*/*.csv") if "-spectra" not in path.name]
-    found = {path: list(verify(path)) for path in tables if "-frequency" not in path.name}
+    runs = [path for path in tables if "-frequency" not in path.name and path.parent.name != "linear"]
+    found = {path: list(verify(path)) for path in runs}
     assert len(found) > 20
     assert all(len(its) == 1 and its[0].whole for its in found.values())

@@ -30,6 +30,7 @@ from dlrm_mlet.data.spool import (
     SpooledColumn,
     Texts,
     Weights,
+    put,
 )
 from dlrm_mlet.data.vocabulary import LARGEST, Vocabulary, digest_of, load_all
 from dlrm_mlet.extras import needs
@@ -372,13 +373,12 @@ def _assemble(
     dtype = columns[0].dtype if columns else np.dtype(np.float32)
     width = sum(column.width for column in columns)
     row_bytes = dtype.itemsize * width
-    with ExitStack() as stack:
+    with writing(path), ExitStack() as stack:
         whole = stack.enter_context(path.open("wb"))
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(whole, header)
         begin = whole.tell()
-        with writing(path):
-            whole.truncate(begin + shape[0] * row_bytes)
+        whole.truncate(begin + shape[0] * row_bytes)
         firsts = np.concatenate(([0], np.cumsum(split_rows)[:-1]))
         parts = [stack.enter_context(path.open("r+b")) for _ in firsts]
         for part, first in zip(parts, firsts, strict=True):
@@ -398,11 +398,10 @@ def _assemble(
                 yield start, rows
 
         for start, rows in ahead(gathered()):
-            with writing(path):
-                if split_of_row is None:
-                    rows.tofile(parts[0])
-                    continue
-                for i, part in enumerate(parts):
-                    rows[split_of_row[start : start + len(rows)] == i].tofile(part)
+            if split_of_row is None:
+                put(parts[0], rows)
+                continue
+            for i, part in enumerate(parts):
+                put(part, rows[split_of_row[start : start + len(rows)] == i])
     for column in columns:
         column.path.unlink()

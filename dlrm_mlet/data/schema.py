@@ -111,7 +111,7 @@ def load(path: Path) -> Schema:
             raise ValueError(f"transform = {schema.transform}: expected one for each dense column")
     except FileNotFoundError:
         raise ColumnsError(f"{path}: no such file; expected a data set that `dlrm-mlet preprocess` wrote") from None
-    except (ConfigError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ConfigError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ColumnsError(f"{path}: not a data set's schema: {error}; preprocess it again") from None
     return schema
 

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -35,6 +36,11 @@ NAMES = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "dev"
 """What a column says of a row's split, in small letters."""
 
 
+def put(file: BinaryIO, array: np.ndarray) -> None:
+    """Write the numbers. (`tofile` keeps small ones for its end, where a full disk is no error to it.)"""
+    file.write(np.ascontiguousarray(array).data)
+
+
 class SpooledColumn(ABC):
     """A column on its way from the raw file to its array: one number a row, in a file of its own."""
 
@@ -54,7 +60,7 @@ class SpooledColumn(ABC):
         values = self.convert(table[self.name], refuse).astype(self.dtype, copy=False)
         # hundreds of columns are more files than a process may hold open
         with writing(self.path), self.path.open("ab") as file:
-            values.tofile(file)
+            put(file, values)
 
     @abstractmethod
     def convert(self, values: pl.Series, refuse: Refuse) -> np.ndarray:
@@ -267,8 +273,8 @@ class Categories(SpooledColumn):
             ids = np.where(ids < 0, LEFT_OUT, new[ids])
             is_there = False
         if not is_there:
-            with writing(self.path):
-                ids.tofile(self.path)
+            with writing(self.path), self.path.open("wb") as file:
+                put(file, ids)
         path = vocabulary_file(directory, self.name)
         with writing(path):
             known.alias(self.name).to_frame().write_ipc(path)

@@ -63,9 +63,12 @@ def _read(path: Path) -> Table:
     """The rows of a table, none where there is no file. Raises ResultsError where it isn't one."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if rows and (None in rows[0] or "seed" not in rows[0]):
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ResultsError(f"{path}: not a table: {error}; expected one that a sweep wrote") from None
+    if any(None in row or None in row.values() or "seed" not in row for row in rows):
         raise ResultsError(f"{path}: not a table of runs; expected the columns that a sweep writes")
     return rows
 

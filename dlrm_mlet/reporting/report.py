@@ -53,9 +53,12 @@ def report(directory: Path, out: Path | None = None) -> list[Path]:
     for dataset in sorted(path.parent for path in directory.glob("*/fair-fight-sgd-trials.csv")):
         written += draw_rates(dataset, out / dataset.name if out else dataset)
     for timings in sorted(directory.glob("benchmarks/step-*.json")):
-        written += draw_steps(timings, out / "benchmarks" if out else timings.parent)
+        try:
+            written += draw_steps(timings, out / "benchmarks" if out else timings.parent)
+        except ResultsError as error:
+            failed.append(str(error))
     if failed:
-        raise ResultsError(f"{len(failed)} of {len(tables)} tables couldn't be drawn:\n  " + "\n  ".join(failed))
+        raise ResultsError(f"{len(failed)} couldn't be drawn, all others were:\n  " + "\n  ".join(failed))
     return written
 
 
@@ -90,16 +93,31 @@ def draw(table: Path, target: Path) -> list[Path]:
     page = markdown(rows, curves, name, table.name)
     if (beside := table.with_name(f"{table.stem}-spectra.csv")).exists():
         found = results.read_spectra(beside)
+        _check_of(rows, found, beside)
         figures.spectra(found, name, target / f"{table.stem}-spectra")
         figures.growth(found, name, target / f"{table.stem}-growth")
         written += figures.files(target / f"{table.stem}-spectra") + figures.files(target / f"{table.stem}-growth")
         page += "\n".join(["", *_spectra_table(found), ""])
     beside = table.with_name(f"{table.stem}-frequency.csv")
-    if beside.exists() and (gained := _frequency_table(results.read_thirds(beside))):
-        page += "\n".join(["", *gained, ""])
+    if beside.exists():
+        thirds = results.read_thirds(beside)
+        _check_of(rows, thirds, beside)
+        if gained := _frequency_table(thirds):
+            page += "\n".join(["", *gained, ""])
     with replacing(target / f"{table.stem}.md") as partial:
         partial.write_text(page, encoding="utf-8")
     return [*written, target / f"{table.stem}.md"]
+
+
+def _check_of(rows: Sequence[Row], found: Sequence[Spectrum | Third], beside: Path) -> None:
+    """Raises ResultsError where what lies beside a table has runs that the table hasn't: it is of another one."""
+    known = {(row.arm, row.inner_dim, row.embedding_dim, row.seed) for row in rows}
+    for one in found:
+        if (one.arm, one.inner_dim, one.embedding_dim, one.seed) not in known:
+            raise ResultsError(
+                f"{beside}: has {one.arm or 'a run'} k={one.inner_dim or '-'} d={one.embedding_dim} seed {one.seed}, "
+                "which the table hasn't; expected its own runs: delete what another sweep has left there"
+            )
 
 
 def draw_rates(dataset: Path, target: Path) -> list[Path]:
@@ -124,13 +142,16 @@ def draw_rates(dataset: Path, target: Path) -> list[Path]:
 
 def draw_steps(timings: Path, target: Path) -> list[Path]:
     """The figure and the Markdown page of what `dlrm-mlet benchmark` measured (the paper's Table 2)."""
-    result = json.loads(timings.read_text(encoding="utf-8"))
     page = target / f"{timings.stem}.md"
-    with replacing(page) as partial:
-        source = f"Measured by `make benchmark`: [{timings.name}]({timings.name})."
+    source = f"Measured by `make benchmark`: [{timings.name}]({timings.name})."
+    try:
+        result = json.loads(timings.read_text(encoding="utf-8"))
         lines = [f"# Table 2 of the paper on {result['device']}", "", source, "", benchmark.markdown(result), ""]
+        figures.steps(result, target / timings.stem)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ResultsError(f"{timings}: not what dlrm-mlet benchmark writes: {error!r}; expected it again") from None
+    with replacing(page) as partial:
         partial.write_text("\n".join(lines), encoding="utf-8")
-    figures.steps(result, target / timings.stem)
     return [*figures.files(target / timings.stem), page]
 
 

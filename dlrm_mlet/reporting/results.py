@@ -1,6 +1,7 @@
 """Records of an experiment -> one tidy table, a row per run; and such a table -> what a report needs of it."""
 
 import csv
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +159,10 @@ def rows(runs: Runs) -> list[dict[str, str]]:
 
 def read(path: Path) -> list[Row]:
     """The rows of a table of runs. Raises ResultsError at a row that isn't one."""
-    return _read(path, as_row)
+    found = _read(path, as_row)
+    if not found:
+        raise ResultsError(f"{path}: has no runs; expected the columns that a sweep writes, and a row a run")
+    return found
 
 
 def _read(path: Path, make: Callable[[dict[str, str]], T]) -> list[T]:
@@ -166,7 +170,7 @@ def _read(path: Path, make: Callable[[dict[str, str]], T]) -> list[T]:
         reader = csv.DictReader(file)
         try:
             return [make(row) for row in reader]
-        except (KeyError, ValueError, TypeError) as error:
+        except (LookupError, ValueError, TypeError, AttributeError, csv.Error) as error:
             where = f"{path}:{reader.line_num}"
             raise ResultsError(f"{where}: not a run: {error!r}; expected the columns that a sweep writes") from None
 
@@ -174,22 +178,38 @@ def _read(path: Path, make: Callable[[dict[str, str]], T]) -> list[T]:
 def as_row(row: dict[str, str]) -> Row:
     """A row of a table, as text by column."""
     names = list(row)
+    if None in row or None in row.values() or row["status"] not in ("finished", "diverged"):
+        raise ValueError(f"{len(row)} fields, status {row.get('status')!r}")
     settings = names[names.index("embedding_dim") + 1 : names.index("seed")]
     tuned = names[names.index("seed") + 1 : names.index("status")]
     return Row(
         arm=row["arm"],
-        inner_dim=row["inner_dim"],
-        embedding_dim=int(row["embedding_dim"]),
+        inner_dim="x".join(str(_width(width)) for width in filter(None, row["inner_dim"].split("x"))),
+        embedding_dim=_width(row["embedding_dim"]),
         settings={key: row[key] for key in settings},
         tuned={key: row[key] for key in tuned},
         seed=int(row["seed"]),
         status=row["status"],
-        measures={name: float(row[name]) for name in MEASURES if row[name]},
+        measures={name: _measured(name, row[name]) for name in MEASURES if row[name]},
         trained_table_bytes=int(row["trained_table_bytes"]),
         served_table_bytes=int(row["served_table_bytes"]),
         seconds=float(row["seconds"]),
         provenance={key: row[key] for key in ("device", "torch", "commit")},
     )
+
+
+def _width(text: str) -> int:
+    width = int(text)
+    if width < 1:
+        raise ValueError(f"a dimension of {text}")
+    return width
+
+
+def _measured(name: str, text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= (1 if name.endswith("auc") else math.inf) or value == math.inf:
+        raise ValueError(f"{name} = {text}")
+    return value
 
 
 def _measure(run: Record, name: str) -> float | str:

@@ -33,7 +33,7 @@ def read(directory: Path) -> dict[str, Any]:
         known = isinstance(manifest["dataset"], str) and isinstance(manifest["columns"], str)
     except FileNotFoundError:
         raise BundleError(f"{path}: no such file; expected a bundle, as dlrm-mlet export --bundle writes it") from None
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path}: not a bundle's manifest: {error!r}; expected the whole directory") from None
     if form != FORMAT or not known or MODEL not in files or "schema.json" not in files:
         raise BundleError(f"{path}: of format {form!r}; expected {FORMAT}, as this version writes it")

@@ -22,7 +22,7 @@ class Optimizer:
         """`factors` (steps of the run,): the rate's, at each step; None: it is constant. `taken`: steps before."""
         self.parameters = list(parameters)
         self.learning_rate = learning_rate
-        device = self.parameters[0].device
+        device = self.parameters[0].device if self.parameters else None
         self.factors = None if factors is None else factors.to(device)
         self.taken = torch.tensor(taken).to(device)
         """Steps made before, where they matter; on the device, so that a graph that is replayed counts on by itself."""

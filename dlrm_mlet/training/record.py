@@ -80,7 +80,7 @@ def read(directory: Path) -> Record | None:
         return found
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, LookupError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise RecordError(f"{path}: not a record: {error}; delete it to run again") from None
 
 
