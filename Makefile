@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 installed := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install preprocess sweep experiments figures docs benchmark benchmark-preprocess benchmark-serving test lint clean
+.PHONY: help install preprocess sweep experiments figures docs benchmark benchmark-preprocess benchmark-serving torture test lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1 | \2/p' Makefile | while IFS='|' read -r name what; do printf '%-26s %s\n' "$$name" "$$what"; done
@@ -31,8 +31,9 @@ experiments: $(installed)  ## all experiments of DATASET: on flights under two h
 figures: $(installed)  ## all figures and tables again, from results/ alone
 	dlrm-mlet report results --claims docs/reproduction.md
 
-docs: $(installed)  ## docs/config.md and docs/datasets.md, from the code's docstrings
+docs: $(installed)  ## docs/config.md, datasets.md and licences.md, from the code and the packages
 	python scripts/document_keys.py
+	python scripts/document_licences.py
 
 benchmark: $(installed)  ## Table 2 of the paper on this machine
 	dlrm-mlet benchmark
@@ -40,6 +41,9 @@ benchmark: $(installed)  ## Table 2 of the paper on this machine
 
 benchmark-preprocess: $(installed)  ## preprocessing beside what polars needs merely to parse the same file
 	python scripts/benchmark_preprocess.py
+
+torture: $(installed)  ## kills, pairs, faults and damaged files: what was lost; under 20 minutes
+	python scripts/torture.py
 
 benchmark-serving: sweep  ## bytes, scores and latency of flights models in ONNX Runtime
 	python scripts/benchmark_serving.py

@@ -24,6 +24,8 @@ top_mlp = [512, 256]
 learning_rate = 1
 """
 
+TUNING = "[tuning]\nstart = {{ learning_rate = [0.2] }}\nseeds = {}\ntrials = 1\n[training]"
+
 GRID = (
     EXPERIMENT.replace("embedding_dim = 4\ninner_dim = 64\n", "")
     + """
@@ -90,6 +92,9 @@ def test_a_bottleneck_is_kept_where_it_is_meant(write):
         (("[3, 4]", "[3, 3]"), "seeds = [3, 3]: expected distinct"),
         (("learning_rate = 1", "learning_rate = nan"), "training.learning_rate = nan: expected a finite number"),
         (("learning_rate = 1", "table_learning_rate = inf"), "table_learning_rate = inf: expected"),
+        (("learning_rate = 1", "warm_up = 1.0"), "training.warm_up = 1.0: expected a share of the steps, below 1"),
+        (("[training]", TUNING.format("[9, 9]")), "tuning.seeds = [9, 9]: expected distinct numbers from 0 up"),
+        (("[training]", TUNING.format("[-1]")), "tuning.seeds = [-1]: expected distinct numbers from 0 up"),
         (("[model]", "[modle]"), "unknown key modle"),
         (('dataset = "clicks"', "dataset = ["), "not TOML"),
     ],
@@ -123,6 +128,8 @@ def test_a_missing_file_and_a_bad_override_are_named(write, tmp_path):
         load(tmp_path / "nowhere.toml")
     with pytest.raises(ConfigError, match=r"--set model.inner_dim: expected section.key=value"):
         load(write(EXPERIMENT), ["model.inner_dim"])
+    with pytest.raises(ConfigError, match=r"--set dataset.name=flights: dataset is not a table"):
+        load(write(EXPERIMENT), ["dataset.name=flights"])
     with pytest.raises(ConfigError, match=r"unknown key model.k"):
         load(write(EXPERIMENT), ["model.k=64"])
 

@@ -19,6 +19,7 @@ from dlrm_mlet import config
 from dlrm_mlet.__main__ import _parser, main
 from dlrm_mlet.config import ModelConfig, TrainingConfig, Tuning
 from dlrm_mlet.data.datasets import Dataset
+from tests import raised
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -152,3 +153,28 @@ def test_every_link_leads_somewhere(page):
 
 def test_the_first_page_can_be_read_in_a_minute():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_every_package_that_is_installed_is_locked_and_has_its_licence_in_the_docs(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    licences = importlib.import_module("document_licences")
+    installed = set(licences.closure("dlrm-mlet", ("all", "dev"))) - licences.SKIPPED
+    assert len(installed) > 50
+    assert not installed - set(licences.locked()), "expected a version of each in requirements.lock"
+    listed = dict(re.findall(r"^\| ([\w-]+) \| [^|]+ \| ([^|]+) \|", licences.PAGE.read_text(), re.M)[1:])
+    cuda = {name for name in installed if name.startswith(("nvidia-", "triton", "cuda-"))}  # NVIDIA's: the page says so
+    assert installed - cuda <= set(listed), "expected `make docs` to have been run"
+    permissive = "MIT|BSD|Apache|PSF|Python Software Foundation|CC0|MPL|Mozilla Public"
+    assert not {name: text for name, text in listed.items() if not re.search(permissive, text)}
+    for name in installed - cuda:
+        assert licences.licence(name) == listed[name], name
+
+
+def test_every_error_is_in_the_docs_with_what_to_do():
+    cells = re.findall(r"^\| (`+)(.+?)\1 \| (.+) \|$", (DOCS / "errors.md").read_text(), re.M)
+    listed = {text.strip().replace("\\|", "|").replace(" ⏎ ", "\n"): advice for _, text, advice in cells}
+    assert len(listed) == len(cells), "expected each text once"
+    there = {place.text for place in raised.places()}
+    assert not there - set(listed), "expected these in docs/errors.md"
+    assert not set(listed) - there, "these are raised nowhere any more"
+    assert all(len(advice) > 10 for advice in listed.values())

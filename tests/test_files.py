@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dlrm_mlet import files
-from dlrm_mlet.files import BusyError, alone, recover, replacing, replacing_directory
+from dlrm_mlet.files import BusyError, alone, recover, replacing, replacing_directory, writing
 
 
 def everything(directory: Path) -> list[str]:
@@ -34,6 +34,13 @@ def test_a_file_is_whole_or_what_it_was(tmp_path):
     assert path.read_text() == "one"
     assert everything(tmp_path) == ["sub", "sub/a.txt"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~files.UMASK
+
+
+def test_a_full_disk_is_said_with_the_bytes_it_has():
+    full = Path("/dev/full")
+    with pytest.raises(OSError, match=r"/dev/full: couldn't be written \(.* No space .*\); the disk has [\d,]+ bytes"):
+        with writing(full):
+            full.write_text("one")
 
 
 def test_names_of_others_are_left_alone(tmp_path):

@@ -67,6 +67,8 @@ def test_a_data_set_of_ones_own_from_raw_file_to_record(here, capsys):
             "run.toml: model.inner_dim = 2 is below embedding_dim = 4",
         ),
         (["train", "gone.toml"], "gone.toml: no such file"),
+        (["train", "flights/paper-grid"], "flights/paper-grid: a grid of 40 points; expected one: see sweep"),
+        (["train", "run.toml", "--seed", "-1"], "--seed -1: expected 0 or more"),
         (["sweep", "run.toml"], "data/mine/schema.json: no such file"),
         (["report", "."], "no results"),
     ],
@@ -107,6 +109,11 @@ def test_help_says_what_each_option_is_for_and_gives_an_example(capsys):
 @pytest.mark.parametrize("command", EXAMPLES)
 def test_each_example_is_a_call_that_the_parser_takes(command):
     assert _parser().parse_args([command, *shlex.split(EXAMPLES[command])]).run
+
+
+def test_a_name_that_the_package_does_not_have_is_named():
+    with pytest.raises(AttributeError, match="module 'dlrm_mlet' has no attribute 'nonsense'"):
+        dlrm_mlet.nonsense  # noqa: B018
 
 
 def test_the_version_is_the_packages(capsys):

@@ -88,6 +88,15 @@ def test_a_checkpoint_of_another_run_beside_a_record_is_found(run, clicks, small
     assert main(["verify", str(run)]) == 1
 
 
+def test_a_checkpoint_of_a_stopped_run_beside_a_record_is_found(run, clicks, small_mlet, tmp_path, monkeypatch):
+    with stopped_at(27, monkeypatch):
+        train(small_mlet, clicks, 0, tmp_path / "stopped")
+    shutil.copy(tmp_path / "stopped" / "checkpoint.pt", run / "checkpoint.pt")
+    [found] = verify(run)
+    assert not found.whole
+    assert "checkpoint.pt: of a run that isn't finished, beside a record that says so" in found.said
+
+
 def test_what_is_none_of_ours_is_said(tmp_path):
     with pytest.raises(VerifyError, match="no such file"):
         list(verify(tmp_path / "nothing"))

@@ -10,6 +10,8 @@ from dlrm_mlet.data.datasets import BUILT_IN, Dataset
 from dlrm_mlet.toml import ConfigError, build
 
 SPLITS = ("train", "validation", "test")
+MOST_ROWS = 2**31 - 1
+"""Of a table: what an id in sparse.npy can number."""
 LEFT_OUT = -1
 """An id that stands for no value: of a multi-valued column's places that a row doesn't fill."""
 OWN = ("name", "label", "dense", "categorical", "split", "split_seed", "transform", "null_values", "integer")
@@ -103,9 +105,10 @@ def load(path: Path) -> Schema:
             schema.as_dataset()
         if tuple(schema.rows) != SPLITS or min(schema.rows.values()) < 1:
             raise ValueError(f"rows = {schema.rows}: expected some of {', '.join(SPLITS)}, in this order")
-        if len(schema.table_rows) != len(schema.categorical) or min(schema.table_rows, default=0) < 1:
+        least, most = min(schema.table_rows, default=0), max(schema.table_rows, default=0)
+        if len(schema.table_rows) != len(schema.categorical) or least < 1 or most > MOST_ROWS:
             raise ValueError(
-                f"table_rows = {list(schema.table_rows)}: expected one above 0 for each categorical column"
+                f"table_rows = {list(schema.table_rows)}: expected one for each categorical column, of 1 to {MOST_ROWS}"
             )
         if tuple(schema.transform) != schema.dense:
             raise ValueError(f"transform = {schema.transform}: expected one for each dense column")

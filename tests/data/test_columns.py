@@ -12,6 +12,7 @@ import torch
 
 from dlrm_mlet.data.columns import Columns, load
 from dlrm_mlet.data.schema import ColumnsError
+from dlrm_mlet.data.vocabulary import load_all
 
 
 @pytest.fixture
@@ -130,6 +131,16 @@ def test_a_schema_that_can_not_be_is_refused(copy, change):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ColumnsError, match=r"schema\.json: not a data set's schema"):
         load(copy)
+
+
+def test_columns_of_an_older_version_train_and_can_not_serve(copy):
+    path = copy / "schema.json"
+    table = json.loads(path.read_text())
+    del table["fallback"]
+    path.write_text(json.dumps(table))
+    schema = load(copy).schema
+    with pytest.raises(ColumnsError, match=r"schema\.json: is of an older version, without `fallback`; preprocess"):
+        load_all(copy / "vocabulary", schema)
 
 
 def test_no_mutation_of_what_describes_columns_escapes(copy):

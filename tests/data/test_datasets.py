@@ -34,6 +34,15 @@ def test_a_users_own_data_set(tmp_path):
         (('["user", "ad"]', '["user", "age"]'), "columns age are named twice"),
         (('["user", "ad"]', "[]"), "expected at least one column"),
         (("label", "lable"), "unknown key lable"),
+        (
+            ("split =", 'columns = ["clicked", "age", "ad"]\nsplit ='),
+            "columns: price, user not among them; expected all",
+        ),
+        (("split =", 'separator = "||"\nsplit ='), r"separator = '\|\|': expected one character, no quote"),
+        (("split =", "separator = '\"'\nsplit ="), r"separator = '\"': expected one character, no quote"),
+        (("split =", 'encoding = "latin-one"\nsplit ='), "encoding = 'latin-one': expected one that Python knows"),
+        (('"my-clicks"', '"../clicks"'), r"name = '\.\./clicks': expected a name that a directory can have"),
+        (('"my-clicks"', '"flights"'), "name = 'flights': is a built-in data set's; expected another"),
     ],
 )
 def test_errors_name_the_file_and_the_key(tmp_path, change, message):

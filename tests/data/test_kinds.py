@@ -200,6 +200,14 @@ def test_unseen_and_rare_values_of_a_bag_are_left_out_or_shared(tmp_path, raw, r
     assert columns.sparse[500, 1].item() == schema.fallback[0] == values["tags"].index(None)
 
 
+def test_a_bag_that_is_empty_in_all_rows_of_training_is_refused(tmp_path, rows):
+    rows = [[*row[:3], "t1" if i > 500 else "", *row[4:]] for i, row in enumerate(rows)]
+    keys = {"categorical": ["tags"], "multi_valued": {"tags": {}}, "split": "ordered", "vocabulary": "train"}
+    with pytest.raises(RawError, match=r"raw\.csv: column 'tags' has no value at all in training; expected some"):
+        made(tmp_path, write(tmp_path / "raw.csv", rows), **keys)
+    assert not (tmp_path / "out").exists()
+
+
 def test_parts_of_a_time_are_columns(tmp_path, raw, rows):
     times = {part: {"column": "ts", "part": part} for part in ("hour", "weekday", "day")}
     schema, columns, values = made(
@@ -274,7 +282,13 @@ def test_going_on_keeps_the_ids_and_adds_new_ones(tmp_path, rows):
         ({"multi_valued": {"user": {"pooling": "max"}}}, "multi_valued.user.pooling = 'max': expected one of"),
         ({"times": {"hour": {"column": "ts", "part": "hour"}}}, "times.hour: is neither a dense nor a categorical"),
         ({"times": {"user": {"column": "user", "part": "hour"}}}, "times.user: has the name of its raw column"),
+        (
+            {"times": {"user": {"column": "ts", "part": "hour"}}, "integer": ["user"]},
+            "times.user: is a part of a time, and can be nothing else",
+        ),
         ({"hexadecimal": ["user"], "integer": ["user"]}, "hexadecimal: user is in integer too"),
+        ({"multi_valued": {"user": {}}, "hexadecimal": ["user"]}, "multi_valued.user: is hexadecimal too"),
+        ({"multi_valued": {"user": {"separator": ", "}}}, "multi_valued.user.separator = ', ': expected one character"),
         (
             {"hash_buckets": {"user": 9}, "min_count": {"user": 2}},
             "hash_buckets.user: is numbered by",

@@ -166,6 +166,14 @@ def test_a_quote_that_never_closes_takes_bounded_memory(tmp_path, monkeypatch):
         list(open_raw(path, ("a", "b")).blocks())
 
 
+def test_a_line_that_never_ends_takes_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(raw, "BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr(raw, "LONGEST_ROW", 1 << 16)
+    path = written(tmp_path, "l.csv", b"a,b\n1,2\n3," + b"x" * (1 << 17))
+    with pytest.raises(RawError, match=r"l\.csv:3: a line that doesn't end within 64 KiB; expected LF or CR LF"):
+        list(open_raw(path, ("a", "b")).blocks())
+
+
 def test_what_means_missing_is_missing(tmp_path):
     path = written(tmp_path, "m.csv", b"a,b,c\nNA,NaN,1\n\\N,,NaN\nx,nan,NA\n")
     format = Format(null_values=("NA", "\\N", "NaN", "nan"))
@@ -183,6 +191,18 @@ def test_a_macs_zip_holds_one_file(tmp_path):
         archive.writestr("__MACOSX/._t.csv", b"\x00\x05")
         archive.writestr(".DS_Store", b"\x00")
     assert rows_of(tmp_path / "t.CSV.Zip", ("a", "b")) == GOOD
+
+
+def test_a_zip_with_a_password_is_refused(tmp_path):
+    path = tmp_path / "t.csv.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("t.csv", "a,b\n1,2\n")
+    data = bytearray(path.read_bytes())
+    for flags in (6, data.index(b"PK\x01\x02") + 8):  # of the file, and of its entry in the directory
+        data[flags] |= 1
+    path.write_bytes(data)
+    with pytest.raises(RawError, match=r"t\.csv\.zip: can't be unpacked: .*; expected it without a password"):
+        open_raw(path, ("a", "b"))
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -238,3 +258,10 @@ def test_a_damaged_or_nested_parquet_file_is_named(tmp_path):
     (tmp_path / "t.parquet").write_bytes(data)
     with pytest.raises(RawError, match=r"t\.parquet: row 1, or after it: damaged"):
         list(open_raw(tmp_path / "t.parquet", ("a",)).blocks())
+
+
+@pytest.mark.parametrize("name", ["*", "^a.*$"])
+def test_a_column_of_parquet_that_reads_as_a_pattern_is_refused(tmp_path, name):
+    pl.DataFrame({"a": [1], name: [2]}).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(RawError, match=r"t\.parquet: column '.*' reads as a pattern; expected another name"):
+        open_raw(tmp_path / "t.parquet", ("a", name))

@@ -81,7 +81,11 @@ def test_a_stopped_search_goes_on_and_another_one_is_refused(tmp_path):
     assert {seed for _, _, seed in more.calls} == {3}
     with pytest.raises(ValueError, match=r"trials\.json: of a search with start = 3\.2, and this one has 6\.4"):
         search(Peak(), tmp_path / "again", start=6.4)
-    (tmp_path / "again" / "trials.json").write_text("[]")
+    held = tmp_path / "again" / "trials.json"
+    held.write_text(held.read_text().replace('"MLET k=64"', '"MLET k=32"'))
+    with pytest.raises(ValueError, match=r"trials\.json: has trials of 'MLET k=32'; expected another directory"):
+        search(Peak(), tmp_path / "again")
+    held.write_text("[]")
     with pytest.raises(ValueError, match=r"trials\.json: not the trials of a search"):
         search(Peak(), tmp_path / "again")
 

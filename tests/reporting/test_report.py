@@ -9,6 +9,7 @@ import pytest
 
 from dlrm_mlet.reporting import figures, reproduction, results
 from dlrm_mlet.reporting.curves import by_row_rate, difference, gains, make_curves, shrink_factors, zero_cost
+from dlrm_mlet.reporting.judging import Tables
 from dlrm_mlet.reporting.report import draw, report
 from dlrm_mlet.reporting.results import ResultsError
 
@@ -106,6 +107,13 @@ def test_the_claims_page_says_what_was_not_run_and_judges_the_rest(table, tmp_pa
     assert "| MLET beats the single layer at the same d (Figures 2 and 3) | Holds |" in page
     assert "| The gain grows with k | Does not hold |" in page  # all k are the same here
     assert "| The gain saturates: k=128 is no better than k=64 | Holds |" in page
+
+
+def test_a_claim_of_an_arm_that_was_not_run_has_no_curve(table):
+    tables = Tables(table.parent)
+    assert tables.curve("grid", "mlet", "16").label == "MLET k=16"
+    with pytest.raises(FileNotFoundError, match="grid: no arm mlet with inner_dim '64'"):
+        tables.curve("grid", "mlet", "64")
 
 
 def test_committed_claims_are_those_of_the_committed_results():

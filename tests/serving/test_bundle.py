@@ -203,6 +203,11 @@ def test_a_bundle_that_is_not_whole_is_refused(tmp_path):
     with pytest.raises(BundleError, match=r"thesis/manifest\.json: no such file; expected a bundle"):
         export_bundle(served, tmp_path / "data", mine)
     assert (mine / "chapter-1").read_text() == "mine"
+    shutil.copytree(tmp_path / "bundle", tmp_path / "copy")
+    shutil.copy(mine / "chapter-1", tmp_path / "copy" / "vocabulary")
+    with pytest.raises(BundleError, match=r"copy/vocabulary/chapter-1: is no part of a bundle; expected another"):
+        export_bundle(served, tmp_path / "data", tmp_path / "copy")
+    assert (tmp_path / "copy" / "vocabulary" / "chapter-1").read_text() == "mine"
     export_bundle(served, tmp_path / "data", tmp_path / "bundle", 8)  # one of ours is replaced
     with pytest.raises(ValueError, match=r"expected either --out FILE or --bundle DIR"):
         main_raising(["export", str(served.path)])
@@ -314,3 +319,15 @@ def test_what_is_kept_is_the_raw_column(tmp_path):
     written = pl.read_csv(tmp_path / "p.csv", infer_schema=False)
     assert written["tags"].fill_null("").to_list() == [row[3] for row in rows]
     assert written["age"].to_list() == [row[1] for row in rows]
+
+
+def test_a_kept_column_of_lists_is_refused_since_csv_has_none(tmp_path):
+    raw = write(tmp_path / "raw.csv", rows_of(4))
+    served = trained(tmp_path, raw, categorical=["tags"], multi_valued={"tags": {"max_values": 4}})
+    lists = tmp_path / "lists.parquet"
+    pl.read_csv(raw, infer_schema=False).with_columns(pl.col("tags").fill_null("").str.split("|")).write_parquet(lists)
+    model, out = open_model(served.path), tmp_path / "p.csv"
+    assert predict(model, lists, out, tmp_path / "data", keep=["user"]).rows == 600
+    with pytest.raises(PredictError, match="keep: column 'tags' is of lists, which CSV has none of; expected others"):
+        predict(model, lists, tmp_path / "q.csv", tmp_path / "data", keep=["tags"])
+    assert not (tmp_path / "q.csv").exists()

@@ -1,6 +1,7 @@
 """ONNX files give torch's outputs for any batch, keep int8 tables int8, and appear only when they are right."""
 
 import json
+import sys
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from dlrm_mlet import convert
 from dlrm_mlet.__main__ import main
 from dlrm_mlet.data import columns
 from dlrm_mlet.data.vocabulary import load_all
+from dlrm_mlet.extras import MissingExtraError
 from dlrm_mlet.serving import export
 from dlrm_mlet.serving.export import check
 from dlrm_mlet.serving.finished import export_served
@@ -242,6 +244,21 @@ def test_outputs_that_only_look_equal_are_refused(tmp_path, outputs, message):
         check(disguised(session, outputs), model, (torch.arange(5),))
 
 
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        (lambda vectors: (vectors, vectors), "on a batch of 16 ONNX Runtime gives 2 outputs; expected 1, as torch"),
+        (lambda vectors: vectors > 0, "output 0 is bool; expected torch.float32, as in torch"),
+        (lambda vectors: vectors.view(4, 4), "on a batch of 16 ONNX Runtime can't run what torch wrote of the model"),
+    ],
+)
+def test_the_file_of_another_model_is_found_out(tmp_path, way, message):
+    program = torch.onnx.export(Apart(way), (torch.arange(16),), dynamo=True, verbose=False)
+    program.save(tmp_path / "m.onnx")
+    with pytest.raises(ExportError, match=message):
+        check(open_session(tmp_path / "m.onnx"), Apart(lambda vectors: vectors), (torch.arange(16),))
+
+
 def test_what_is_not_finite_has_to_be_the_same(tmp_path):
     model = Apart(lambda vectors: vectors.abs().log())
     model.table.weight.data[3] = 0  # log(0)
@@ -446,6 +463,21 @@ def test_a_refusal_is_a_line_and_says_what_is_not_there(tmp_path, capfd):
     assert len((out + err).splitlines()) < 5, out + err
 
 
+def test_what_onnx_runtime_has_no_code_for_is_refused(tmp_path):
+    way = Function(lambda m, ids: user(m, ids).double().atan())
+    with pytest.raises(ExportError, match="^ONNX Runtime can't run what torch wrote of the model: NotImplemented"):
+        export.export(way, (IDS,), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if there were none
+    with pytest.raises(
+        MissingExtraError, match=r"onnxscript isn't installed; expected pip install 'dlrm-mlet\[serving"
+    ):
+        export.export(Function(user), (IDS,), tmp_path / "m.onnx")
+
+
 def test_a_file_says_nothing_of_where_it_was_made(tmp_path):
     path = export.export(Function(user), (IDS,), tmp_path / "m.onnx")
     assert b".py" not in path.read_bytes()
@@ -565,6 +597,13 @@ def test_a_compiled_model_is_exported_and_one_around_it_is_not_forgotten(tmp_pat
     except ExportError:
         return
     assert check(open_session(path), around, (IDS,)) < 1e-5
+
+
+def test_hooks_around_a_compiled_model_are_not_lost(tmp_path):
+    compiled = torch.compile(Function(user), backend="eager")
+    compiled.register_forward_hook(lambda model, inputs, output: output * 2)
+    with pytest.raises(ExportError, match="the compiled model has hooks, which would be lost; expected them on"):
+        export.export(compiled, (IDS,), tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize(

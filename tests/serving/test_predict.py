@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from dlrm_mlet.__main__ import main
 from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
@@ -16,6 +17,7 @@ from dlrm_mlet.data.preprocess import preprocess
 from dlrm_mlet.data.raw import RawError
 from dlrm_mlet.data.schema import ColumnsError
 from dlrm_mlet.data.synthetic import synthesize
+from dlrm_mlet.serving.export import export
 from dlrm_mlet.serving.finished import export_served
 from dlrm_mlet.serving.predict import PredictError, open_model, predict
 from dlrm_mlet.serving.session import ExportError
@@ -144,3 +146,16 @@ def test_raw_files_without_a_header_are_read_as_the_data_set_says(clicks_csv, sm
     train(dataclasses.replace(small_mlet, dataset="own"), load(tmp_path / "own"), 0, tmp_path / "run")
     loaded = open_model(tmp_path / "run" / checkpoint.FILE)
     assert predicted(loaded, raw, tmp_path / "p.csv", tmp_path / "own") == (3000, {})
+
+
+def test_a_model_of_unknown_columns_and_calls_that_can_not_be_meant_are_refused(run, clicks_directory, tmp_path):
+    other = export(torch.nn.Linear(2, 1), (torch.rand(4, 2),), tmp_path / "other.onnx")
+    with pytest.raises(PredictError, match=r"other\.onnx: doesn't say what it was trained on"):
+        open_model(other)
+    loaded, out = open_model(run / checkpoint.FILE), tmp_path / "p.csv"
+    with pytest.raises(PredictError, match=r"checkpoint\.pt: brings no values along; expected .* \(--data\)"):
+        predict(loaded, clicks_directory, out)
+    for source, keep in (clicks_directory, ["user"]), ([clicks_directory, clicks_directory], []):
+        with pytest.raises(PredictError, match="clicks: holds columns, which are as they are; expected raw files"):
+            predict(loaded, source, out, clicks_directory, keep)
+    assert not out.exists()

@@ -201,3 +201,12 @@ def test_what_is_not_collapsed_or_has_no_table_is_refused():
         quantize(quantize(nn.Sequential(nn.Embedding(5, 2)), **QUIET))
     with pytest.raises(ValueError, match="nothing to quantize"):
         quantize(nn.Linear(5, 2))
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_the_weight_of_a_packed_table_can_not_be_set(kind):
+    table = quantize(kind(5, 2), **QUIET)
+    before = table.weight.clone()
+    with pytest.raises(AttributeError, match="weight: is packed in few bits; expected a change of the table before"):
+        table.weight = torch.zeros(5, 2)
+    assert torch.equal(table.weight, before)

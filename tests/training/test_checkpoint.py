@@ -1,8 +1,10 @@
 """What is loaded is what was served, and whatever else a file may be is said."""
 
 import dataclasses
+import io
 import pickle
 import random
+import zipfile
 
 import pytest
 import torch
@@ -58,6 +60,14 @@ def flipped(whole: bytes) -> bytes:
     return whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
 
 
+def zipped(name: str, text: str) -> bytes:
+    """An archive, as torch's files are, of something else."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, text)
+    return file.getvalue()
+
+
 class Harmful:
     def __reduce__(self):
         return exec, ("raise SystemExit('it ran')",)
@@ -71,6 +81,7 @@ def test_a_file_that_is_no_checkpoint_is_named_and_nothing_in_it_runs(run, tmp_p
         ("empty", b"", "damaged, or no checkpoint"),
         ("harmful", pickle.dumps(Harmful(), 2), "damaged, or no checkpoint"),
         ("flipped", flipped(whole), "damaged: "),
+        ("zip", zipped("thesis.txt", "all of it"), "damaged, or no checkpoint"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match=f"{name}: {message}"):
@@ -119,6 +130,9 @@ def test_a_checkpoint_of_an_older_version_is_read(run, tmp_path):
     del state["sealed"]
     torch.save(state, tmp_path / checkpoint.FILE)
     checkpoint.load(tmp_path / checkpoint.FILE)
+    (tmp_path / "flipped").write_bytes(flipped((tmp_path / checkpoint.FILE).read_bytes()))
+    with pytest.raises(CheckpointError, match=r"flipped: damaged: .*data/\d+ isn't what was written; expected the"):
+        checkpoint.load(tmp_path / "flipped")
     torch.save(state | {"sealed": True}, tmp_path / checkpoint.FILE)
     with pytest.raises(CheckpointError, match="its hash is gone"):
         checkpoint.load(tmp_path / checkpoint.FILE)

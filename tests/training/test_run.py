@@ -351,10 +351,17 @@ def test_the_commit_is_this_projects_or_none(tmp_path, monkeypatch, where):
 @pytest.mark.parametrize(
     "change",
     [{"metrics": 5}, {"metrics": {"validation": {}}}, {"metrics": {"validation": {"auc": "a", "log_loss": 1.0}}},
-     {"curve": None}, {"provenance": {}}, {"seconds": "1"}, {"seed": 0.5}, {"config": []}],
+     {"curve": None}, {"provenance": {}}, {"provenance": {"columns": 3}}, {"seconds": "1"}, {"seed": 0.5}, {"config": []}],
 )  # fmt: skip
 def test_a_record_that_can_not_be_is_refused(run, change):
     path = run / "record.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(record.RecordError, match=r"record\.json: not a record: "):
         record.read(run)
+
+
+def test_a_record_of_a_config_that_can_not_be_is_refused(run, clicks, small_mlet):
+    path = run / "record.json"
+    path.write_text(path.read_text().replace('"embedding_dim": 4', '"embedding_dim": "four"'))
+    with pytest.raises(record.RecordError, match=r"not a record: config\.model\.embedding_dim = 'four': expected int"):
+        train(small_mlet, clicks, 0, run)

@@ -112,6 +112,12 @@ def test_a_model_of_other_data_or_another_shape_is_refused(weeks, tmp_path):
     train(packed, two, 0, tmp_path / "packed")
     with pytest.raises(CheckpointError, match="aren't full float32 ones"):
         train(config(), two, 0, tmp_path / "no", start=checkpoint.load(tmp_path / "packed" / checkpoint.FILE))
+    narrow = dataclasses.replace(config(), model=ModelConfig(4, (8,), (8,), 2, allow_bottleneck=True))
+    with pytest.raises(CheckpointError, match="inner_dim = 2 can't hold its tables; expected k >= d"):
+        train(narrow, two, 0, tmp_path / "no", start=later)
+    begun = dataclasses.replace(config(), model=ModelConfig(4, (8,), (8,), 8, start_as=()))
+    with pytest.raises(CheckpointError, match="is where the run starts, and so is start_as; expected one of both"):
+        train(begun, two, 0, tmp_path / "no", start=later)
     assert not (tmp_path / "no").exists()
 
 
