@@ -62,11 +62,11 @@ def page() -> str:
     rows = {name: sorted(whose) for name, whose in closure("dlrm-mlet", ("all", "dev")).items() if name not in SKIPPED}
     lines = [
         "# Licences of what is installed", "",
-        "Everything that `pip install -c requirements.lock 'dlrm-mlet[dev]'` brings on Linux with a CPU build of torch,",
-        "which is more than any one use needs: see the extras in setup.cfg. Written by `make docs` from the packages' own",
-        "metadata. All are permissive but those of the Mozilla Public License (MPL 2.0), which asks only that changes to",
-        "their own files stay under it; nothing here changes them. A CUDA build of torch brings NVIDIA's libraries, in the",
-        "versions that torch itself pins and under NVIDIA's terms.", "",
+        "Everything that `pip install -c requirements.lock 'dlrm-mlet[dev]'` brings on Linux with a CPU build of",
+        "torch, which is more than any one use needs: see the extras in setup.cfg. Written by `make docs` from the",
+        "packages' own metadata. All are permissive but those of the Mozilla Public License (MPL 2.0), which asks only",
+        "that changes to their own files stay under it; nothing here changes them. A CUDA build of torch brings",
+        "NVIDIA's libraries, in the versions that torch itself pins and under NVIDIA's terms.", "",
         "| package | version | licence | needed by |", "|---|---|---|---|",
     ]  # fmt: skip
     lines += [

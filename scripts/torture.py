@@ -75,6 +75,7 @@ mlet = { inner_dim = [8], embedding_dim = [4] }
 """
 SINGLE = EXPERIMENT.partition("[grid]")[0].replace("embedding_dim = 4", "embedding_dim = 4\ninner_dim = 8")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PUBLISHED = Path(__file__).parents[1] / "results" / "flights"
 TOKENS = re.compile(rb'-?\d+(?:\.\d+)?|"[^"\n]*"|true|false|null|[{}\[\],:=]')
 SPECIAL = [
     b"-1",
@@ -133,8 +134,8 @@ class Ground:
         """600 rows."""
         return self.home / "clicks.csv"
 
-    def make(self) -> "Ground":
-        """Everything, undisturbed."""
+    def make(self, sweeps: bool = True) -> "Ground":
+        """Everything, undisturbed; a sweep takes longest."""
         rng = random.Random(1)
         lines = ["user,ad,age,price,clicked"]
         for _ in range(600):
@@ -147,7 +148,7 @@ class Ground:
         (self.home / "other.toml").write_text(DATASET.format(seed=1))
         (self.home / "one.toml").write_text(SINGLE)
         (self.home / "grid.toml").write_text(EXPERIMENT)
-        for command in (
+        commands = [
             ["preprocess", "clicks.toml", "--raw", "clicks.csv", "--out", "data"],
             ["preprocess", "other.toml", "--raw", "clicks.csv", "--out", "other-data"],
             ["train", "one.toml", "--data", "data", "--out", "run"],
@@ -155,7 +156,8 @@ class Ground:
             ["export", "run/checkpoint.pt", "--data", "data", "--out", "model.onnx"],
             ["predict", "bundle", "clicks.csv", "--out", "predicted.csv"],
             ["sweep", "grid.toml", "--data", "data", "--out", "grid", "--jobs", "1"],
-        ):
+        ]
+        for command in commands if sweeps else commands[:-1]:
             assert run(command, self.home, self.home / "log").wait() == 0, (self.home / "log").read_text()
         return self
 
@@ -245,7 +247,7 @@ def told_trace(log: Path, row: Row) -> None:
 # ---------------------------------------------------------------- kills
 
 
-def kills(ground: Ground, times: int, rng: random.Random) -> Iterator[Row]:
+def kills(ground: Ground, times: int, rng: random.Random, only: Sequence[str] = ()) -> Iterator[Row]:
     """Each command is killed at random moments, and made again until it ends; then all has to be as undisturbed."""
     data = str(ground.home / "data")
     whole = {"train": ground.home / "run", "preprocess": ground.home / "data", "export": ground.home / "bundle",
@@ -260,6 +262,8 @@ def kills(ground: Ground, times: int, rng: random.Random) -> Iterator[Row]:
     }  # fmt: skip
     shares = {"train": 0.46, "preprocess": 0.3, "export": 0.04, "predict": 0.17, "sweep": 0.03}
     for name, command in commands.items():
+        if only and name not in only:
+            continue
         row = Row(f"`{name}` killed (SIGKILL, SIGTERM, SIGINT or SIGHUP) at a random moment")
         wanted, took = max(round(times * shares[name]), 2), []
         while row.came.get("killed", 0) < wanted:
@@ -298,7 +302,8 @@ def kills(ground: Ground, times: int, rng: random.Random) -> Iterator[Row]:
                     row.fault("wrong", f"{name} after its kills isn't what an undisturbed one leaves")
                 told_trace(log, row)
         yield row
-    yield _kill_workers(ground, max(round(times * 0.02), 1), rng)
+    if not only:
+        yield _kill_workers(ground, max(round(times * 0.02), 1), rng)
 
 
 def _orphans(home: Path, seconds: float = 10) -> str | None:
@@ -427,7 +432,7 @@ def _refused(row: Row, status: int, log: Path, out: Path, home: Path) -> None:
 def _limited(ground: Ground, times: int) -> Row:
     row = Row("files that may not grow beyond a size, at each of many sizes")
     (ground.home / "tables" / "clicks").mkdir(parents=True, exist_ok=True)
-    shutil.copy(ground.home / "grid.csv", ground.home / "tables" / "clicks" / "grid.csv")
+    shutil.copy(PUBLISHED / "depth.csv", ground.home / "tables" / "clicks" / "depth.csv")
     for command in _all_commands(ground):
         for i in range(times):
             with tempfile.TemporaryDirectory(dir=ground.home) as place:
@@ -608,7 +613,6 @@ def readers(ground: Ground) -> list[tuple[str, Path, float, Read]]:
     timings = home / "timings" / "step-cpu.json"
     timings.parent.mkdir(exist_ok=True)
     shutil.copy(Path(__file__).parents[1] / "results" / "benchmarks" / "step-cpu.json", timings)
-    published = Path(__file__).parents[1] / "results" / "flights"
     return [
         ("experiment's TOML", home / "grid.toml", 0.2, config.load),
         ("data set's TOML", home / "clicks.toml", 0.2, lambda path: datasets.load(str(path))),
@@ -617,8 +621,8 @@ def readers(ground: Ground) -> list[tuple[str, Path, float, Read]]:
         ("dense.npy", home / "data" / "dense.npy", 0.06, lambda p: columns._map(p, (600, 2), np.float32)),
         ("sparse.npy", home / "data" / "sparse.npy", 0.04, within(home / "data", "sparse.npy", columns.load)),
         ("label.npy", home / "data" / "label.npy", 0.04, within(home / "data", "label.npy", columns.load)),
-        ("table of results", home / "grid.csv", 0.06, table),
-        ("table of spectra", published / "mechanism-spectra.csv", 0.002, results.read_spectra),
+        ("table of results", PUBLISHED / "depth.csv", 0.06, table),
+        ("table of spectra", PUBLISHED / "mechanism-spectra.csv", 0.002, results.read_spectra),
         ("step-cpu.json", timings, 0.01, steps),
         (
             "bundle's manifest",

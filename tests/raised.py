@@ -86,7 +86,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname, path, target=None):
-        if not fullname.startswith("dlrm_mlet."):
+        if fullname.partition(".")[0] != PACKAGE.name:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if (

@@ -37,10 +37,9 @@ def test_a_file_is_whole_or_what_it_was(tmp_path):
 
 
 def test_a_full_disk_is_said_with_the_bytes_it_has():
-    full = Path("/dev/full")
-    with pytest.raises(OSError, match=r"/dev/full: couldn't be written \(.* No space .*\); the disk has [\d,]+ bytes"):
-        with writing(full):
-            full.write_text("one")
+    full, said = Path("/dev/full"), r"/dev/full: couldn't be written \(.* No space .*\); the disk has [\d,]+ bytes free"
+    with pytest.raises(OSError, match=said), writing(full):
+        full.write_text("one")
 
 
 def test_names_of_others_are_left_alone(tmp_path):

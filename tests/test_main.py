@@ -67,7 +67,7 @@ def test_a_data_set_of_ones_own_from_raw_file_to_record(here, capsys):
             "run.toml: model.inner_dim = 2 is below embedding_dim = 4",
         ),
         (["train", "gone.toml"], "gone.toml: no such file"),
-        (["train", "flights/paper-grid"], "flights/paper-grid: a grid of 40 points; expected one: see sweep"),
+        (["train", "flights/paper-grid"], "flights/paper-grid: a grid of 18 points; expected one: see sweep"),
         (["train", "run.toml", "--seed", "-1"], "--seed -1: expected 0 or more"),
         (["sweep", "run.toml"], "data/mine/schema.json: no such file"),
         (["report", "."], "no results"),

@@ -203,11 +203,11 @@ def test_a_bundle_that_is_not_whole_is_refused(tmp_path):
     with pytest.raises(BundleError, match=r"thesis/manifest\.json: no such file; expected a bundle"):
         export_bundle(served, tmp_path / "data", mine)
     assert (mine / "chapter-1").read_text() == "mine"
-    shutil.copytree(tmp_path / "bundle", tmp_path / "copy")
-    shutil.copy(mine / "chapter-1", tmp_path / "copy" / "vocabulary")
-    with pytest.raises(BundleError, match=r"copy/vocabulary/chapter-1: is no part of a bundle; expected another"):
-        export_bundle(served, tmp_path / "data", tmp_path / "copy")
-    assert (tmp_path / "copy" / "vocabulary" / "chapter-1").read_text() == "mine"
+    shutil.copytree(tmp_path / "bundle", tmp_path / "mixed")
+    shutil.copy(mine / "chapter-1", tmp_path / "mixed" / "vocabulary")
+    with pytest.raises(BundleError, match=r"mixed/vocabulary/chapter-1: is no part of a bundle; expected another"):
+        export_bundle(served, tmp_path / "data", tmp_path / "mixed")
+    assert (tmp_path / "mixed" / "vocabulary" / "chapter-1").read_text() == "mine"
     export_bundle(served, tmp_path / "data", tmp_path / "bundle", 8)  # one of ours is replaced
     with pytest.raises(ValueError, match=r"expected either --out FILE or --bundle DIR"):
         main_raising(["export", str(served.path)])

@@ -351,7 +351,8 @@ def test_the_commit_is_this_projects_or_none(tmp_path, monkeypatch, where):
 @pytest.mark.parametrize(
     "change",
     [{"metrics": 5}, {"metrics": {"validation": {}}}, {"metrics": {"validation": {"auc": "a", "log_loss": 1.0}}},
-     {"curve": None}, {"provenance": {}}, {"provenance": {"columns": 3}}, {"seconds": "1"}, {"seed": 0.5}, {"config": []}],
+     {"curve": None}, {"provenance": {}}, {"provenance": {"columns": 3}}, {"seconds": "1"}, {"seed": 0.5},
+     {"config": []}],
 )  # fmt: skip
 def test_a_record_that_can_not_be_is_refused(run, change):
     path = run / "record.json"
