@@ -33,11 +33,13 @@ CONFIG = "an experiment's .toml file, or the name of a built-in one, such as fli
 
 def command() -> None:
     """The process `dlrm-mlet`."""
-    stopping.open_streams()
-    stopping.heed()
-    status = main()
-    stopping.over()
-    sys.exit(status)
+    try:
+        stopping.open_streams()
+        stopping.heed()
+        status = main()
+    except KeyboardInterrupt:  # before there was a command
+        status = _stopped()
+    stopping.over(status)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,11 +1,13 @@
 """A command's process: asked to end by Ctrl-C, SIGTERM or SIGHUP, it does within seconds; without streams, it works."""
 
+import atexit
 import os
 import signal
 import socket
 import sys
 import threading
 import time
+from typing import NoReturn
 
 SECONDS = 8.0
 """Within which a process ends that was asked to, whatever it is doing: all that it has written is whole."""
@@ -34,11 +36,17 @@ def heed() -> None:
     threading.Thread(target=_end_in_time, args=(told, tell, ours), daemon=True).start()
 
 
-def over() -> None:
-    """The process is at its end, and has nothing left that could be interrupted."""
+def over(status: int) -> NoReturn:
+    """Exit with this status; nothing is left that a signal could interrupt."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if (number := getattr(signal, name, None)) is not None and signal.getsignal(number) is _end:
             signal.signal(number, signal.SIG_IGN)
+    if asked():  # a KeyboardInterrupt that went through code run from C makes Python end by SIGINT, whatever the status
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def open_streams() -> None:

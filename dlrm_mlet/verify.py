@@ -126,7 +126,9 @@ def _run(directory: Path) -> str:
     elif saved is None:
         said = ""
     elif not saved["served"]:
-        raise VerifyError(f"{directory / checkpoint.FILE}: of a run that isn't finished, beside a record that says so")
+        raise VerifyError(
+            f"{directory / checkpoint.FILE}: of a run that isn't finished, beside the record of a finished one"
+        )
     else:
         mine = (record.resolved(saved["config"]), saved["seed"], build(Schema, saved["columns"]).fingerprint)
         if mine != (config, finished.seed, finished.provenance["columns"]):

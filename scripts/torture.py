@@ -36,8 +36,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from dlrm_mlet import config, stopping
-from dlrm_mlet.__main__ import main
+from dlrm_mlet import config
+from dlrm_mlet.__main__ import command as command_line
 from dlrm_mlet.data import columns, datasets
 from dlrm_mlet.data.preprocess import preprocess
 from dlrm_mlet.data.rows import open_rows
@@ -198,12 +198,8 @@ def _command(command: list[str], home: Path, log: Path, before: Callable[[], Non
     torch.set_num_threads(1)
     if before is not None:
         before()
-    stopping.heed()
-    status = main(command)
-    stopping.over()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sys.exit(status)
+    sys.argv = ["dlrm-mlet", *command]
+    command_line()
 
 
 def contents(path: Path) -> dict[str, str]:
@@ -295,6 +291,8 @@ def kills(ground: Ground, times: int, rng: random.Random, only: Sequence[str] = 
                         row.fault("lost", f"the data set that was there, after {number}")
                     if name == "sweep" and (left := _orphans(home)):
                         row.fault("orphan", left)
+                    if status == 0:
+                        break
                 status = run(command, home, log).wait()
                 if status != 0:
                     row.fault("not gone on", f"{status}: {log.read_text()[-600:]}")

@@ -94,7 +94,7 @@ def test_a_checkpoint_of_a_stopped_run_beside_a_record_is_found(run, clicks, sma
     shutil.copy(tmp_path / "stopped" / "checkpoint.pt", run / "checkpoint.pt")
     [found] = verify(run)
     assert not found.whole
-    assert "checkpoint.pt: of a run that isn't finished, beside a record that says so" in found.said
+    assert "checkpoint.pt: of a run that isn't finished, beside the record of a finished one" in found.said
 
 
 def test_what_is_none_of_ours_is_said(tmp_path):

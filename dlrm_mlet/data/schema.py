@@ -115,7 +115,9 @@ def load(path: Path) -> Schema:
     except FileNotFoundError:
         raise ColumnsError(f"{path}: no such file; expected a data set that `dlrm-mlet preprocess` wrote") from None
     except (ConfigError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise ColumnsError(f"{path}: not a data set's schema: {error}; preprocess it again") from None
+        raise ColumnsError(
+            f"{path}: not a data set's schema: {error}; delete the directory, and preprocess again"
+        ) from None
     return schema
 
 

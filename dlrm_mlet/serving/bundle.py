@@ -35,8 +35,10 @@ def read(directory: Path) -> dict[str, Any]:
         raise BundleError(f"{path}: no such file; expected a bundle, as dlrm-mlet export --bundle writes it") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path}: not a bundle's manifest: {error!r}; expected the whole directory") from None
-    if form != FORMAT or not known or MODEL not in files or "schema.json" not in files:
+    if form != FORMAT:
         raise BundleError(f"{path}: of format {form!r}; expected {FORMAT}, as this version writes it")
+    if not known or MODEL not in files or "schema.json" not in files:
+        raise BundleError(f"{path}: says nothing of a model, a schema or a data set; expected the whole directory")
     for name, digest in files.items():
         file = directory / name
         if not file.is_file():
@@ -48,6 +50,8 @@ def read(directory: Path) -> dict[str, Any]:
 
 def check_ours(directory: Path) -> None:
     """Raises BundleError where the directory is no whole bundle, or has anything else in it."""
+    if not (directory / MANIFEST).exists():
+        raise BundleError(f"{directory}: holds other files; expected an empty directory, or a bundle to replace")
     files = read(directory)["files"]
     for file in directory.rglob("*"):
         if file.is_file() and file.relative_to(directory).as_posix() not in (MANIFEST, *files):

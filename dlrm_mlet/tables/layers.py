@@ -145,7 +145,8 @@ class _MLET(nn.Module):
             raise AttributeError(f"padding_idx = {value}: can't be changed here; change it before convert")
         if name == "weight":
             if not isinstance(value, Tensor) or not value.is_floating_point():
-                raise TypeError(f"weight = a {type(value).__name__}: expected a tensor of floating point numbers")
+                kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(f"weight = a {kind}: expected a tensor of floating point numbers")
             if value.requires_grad and not isinstance(value, nn.Parameter | Guarded):
                 raise ValueError("weight: the gradient of what is assigned would be lost; expected new.detach()")
             if isinstance(value, nn.Parameter) and _is_held(value):

@@ -39,7 +39,7 @@ def measure(model: DLRM, columns: Columns, split: str) -> metrics.Metrics | None
 def by_frequency(model: DLRM, columns: Columns) -> list[dict[str, Any]]:
     """Validation in thirds by how often a row's rarest id occurs in training: `ids`, `rows`, `at_most` and metrics.
 
-    Each third has as many rows, but for ties; `at_most` is the largest count in it.
+    Each third has as many rows, but for ties; `at_most` is the largest count in it. One with a single label is absent.
     """
     rarest = rarest_count(columns)
     logits, labels = scores(model, columns.in_order("validation", ROWS))
@@ -49,7 +49,7 @@ def by_frequency(model: DLRM, columns: Columns) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for i, ids in enumerate(THIRDS):
         mine = third == i
-        if mine.any():
+        if len(labels[mine].unique()) > 1:  # else it has no AUC
             measured = metrics.measure(logits[mine], labels[mine], None if weights is None else weights[mine])
             found.append({"ids": ids, "rows": int(mine.sum()), "at_most": edges[i], **measured._asdict()})
     return found

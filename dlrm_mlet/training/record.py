@@ -98,7 +98,7 @@ def of_run(
     try:
         config_was = resolved(found.config)
     except ConfigError as error:
-        raise RecordError(f"{directory / FILE}: not a record: config.{error}; delete it to run again") from None
+        raise RecordError(f"{directory / FILE}: not a record: in its config: {error}; delete it to run again") from None
     was = _flat({**config_was, "seed": found.seed, "columns": found.provenance["columns"]})
     now = _flat({**as_json(config), "seed": seed, "columns": schema.fingerprint})
     was["the start"], now["the start"] = found.provenance.get("from"), started_from

@@ -200,7 +200,7 @@ def test_a_bundle_that_is_not_whole_is_refused(tmp_path):
     mine = tmp_path / "thesis"
     mine.mkdir()
     (mine / "chapter-1").write_text("mine")
-    with pytest.raises(BundleError, match=r"thesis/manifest\.json: no such file; expected a bundle"):
+    with pytest.raises(BundleError, match=r"thesis: holds other files; expected an empty directory"):
         export_bundle(served, tmp_path / "data", mine)
     assert (mine / "chapter-1").read_text() == "mine"
     shutil.copytree(tmp_path / "bundle", tmp_path / "mixed")

@@ -364,5 +364,5 @@ def test_a_record_that_can_not_be_is_refused(run, change):
 def test_a_record_of_a_config_that_can_not_be_is_refused(run, clicks, small_mlet):
     path = run / "record.json"
     path.write_text(path.read_text().replace('"embedding_dim": 4', '"embedding_dim": "four"'))
-    with pytest.raises(record.RecordError, match=r"not a record: config\.model\.embedding_dim = 'four': expected int"):
+    with pytest.raises(record.RecordError, match=r"in its config: model\.embedding_dim = 'four': expected int"):
         train(small_mlet, clicks, 0, run)
