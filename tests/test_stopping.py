@@ -60,7 +60,8 @@ def test_a_signal_at_any_moment_ends_a_command_in_one_line(call, number, seconds
 def test_what_hangs_is_ended_in_time(tmp_path):
     code = (
         "import threading, time; from dlrm_mlet import stopping; stopping.SECONDS = 0.5; stopping.heed()\n"
-        "try:\n    print('ready', flush=True)\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    threading.Lock().acquire() and time.sleep(60)\n"
+        "try:\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    threading.Lock().acquire() and time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"

@@ -156,3 +156,13 @@ def test_no_mutation_of_what_describes_columns_escapes(copy):
             with contextlib.suppress(ColumnsError):
                 load(copy)
         path.write_bytes(whole)
+
+
+def test_a_table_of_more_rows_than_ids_can_number_is_refused(clicks_directory, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(clicks_directory, copy)
+    said = json.loads((copy / "schema.json").read_text())
+    said["table_rows"][0] = 10**20
+    (copy / "schema.json").write_text(json.dumps(said))
+    with pytest.raises(ColumnsError, match=r"table_rows = .*: expected one for each .*, of 1 to 2147483647"):
+        load(copy)

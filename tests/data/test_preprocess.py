@@ -17,6 +17,7 @@ from dlrm_mlet.data.datasets import COMPLETE_JOURNEY, COMPLETE_JOURNEY_BY_TIME, 
 from dlrm_mlet.data.preprocess import preprocess
 from dlrm_mlet.data.raw import RawError
 from dlrm_mlet.data.schema import SPLITS
+from dlrm_mlet.data.spool import put
 from dlrm_mlet.data.vocabulary import vocabulary_file
 from tests.conftest import CLICKS
 
@@ -263,3 +264,9 @@ def test_other_rows_replace_a_data_set_only_when_told(clicks_csv, tmp_path):
     assert load(tmp_path / "out").schema.rows["train"] == 2400
     preprocess(CLICKS, tmp_path / "out", fewer, force=True)
     assert load(tmp_path / "out").schema.rows["train"] == 401
+
+
+def test_a_few_numbers_on_a_full_disk_are_an_error():
+    """numpy's tofile kept them for its end, and said nothing."""
+    with Path("/dev/full").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        put(file, np.arange(9))

@@ -132,6 +132,38 @@ def test_a_damaged_table_is_named_by_line(table, change, line):
         report(table.parent.parent)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("clicks/empty.csv", "", r"empty\.csv: has no runs; expected"),
+        ("clicks/grid-spectra.csv", "arm,inner_dim,embedding_dim,seed,step,feature,num_embeddings,values\n"
+         "mlet,32,2,0,10,user,9,1.0 0.5\n", r"grid-spectra\.csv: has mlet k=32 d=2 seed 0, which the table hasn't"),
+        ("clicks/grid-frequency.csv", "arm,inner_dim,embedding_dim,seed,ids,rows,at_most,auc,log_loss\n"
+         "single,,2,99,rare,9,3,0.5,0.5\n", r"grid-frequency\.csv: has single k=- d=2 seed 99, which the table"),
+        ("benchmarks/step-cpu.json", "{}", r"step-cpu\.json: not what dlrm-mlet benchmark writes: KeyError"),
+        ("benchmarks/step-cpu.json", "[" * 10**5, r"step-cpu\.json: not what dlrm-mlet benchmark writes: Recursion"),
+    ],
+)  # fmt: skip
+def test_what_another_sweep_or_a_damage_left_is_named_and_not_drawn(table, name, text, message):
+    path = table.parent.parent / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    with pytest.raises(ResultsError, match=message):
+        report(table.parent.parent)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-0.1", "1.1"])
+def test_an_auc_that_can_not_be_is_refused(table, value):
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    rows[0]["validation_auc"] = value
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    with pytest.raises(ResultsError, match=rf"grid\.csv:2: not a run: .*validation_auc = {value}"):
+        results.read(table)
+
+
 def test_without_results_there_is_nothing_to_draw(tmp_path):
     with pytest.raises(FileNotFoundError, match="no results; expected"):
         report(tmp_path)
