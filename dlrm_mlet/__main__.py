@@ -27,6 +27,7 @@ EXAMPLES = {
     "benchmark": "--device cuda:0",
     "verify": "results/flights",
     "report": "results --out drawn",
+    "compare": "results/flights/paper-grid.csv:mlet results/flights/paper-grid.csv:single",
 }
 CONFIG = "an experiment's .toml file, or the name of a built-in one, such as flights/paper-grid"
 
@@ -175,6 +176,12 @@ def _parser() -> argparse.ArgumentParser:
     add("directory", type=Path, nargs="?", default=ROOT, help="with <dataset>/<experiment>.csv; default: results")
     add("--out", type=Path, metavar="DIR", help="default: beside the tables")
     add("--claims", type=Path, metavar="FILE", help="also write the page of the paper's claims to this file")
+    add("--dataset", metavar="NAME", help="this one alone, and its page of claims beside its tables: claims.md")
+
+    add = command("compare", _compare, "the difference of two models in two tables of results, paired by seed")
+    side = "a table of results and an arm of it, such as results/flights/paper-grid.csv:mlet"
+    add("better", help=side)
+    add("base", help="the one that it is compared with, likewise")
     return parser
 
 
@@ -347,17 +354,28 @@ def _verify(options: argparse.Namespace) -> None:
     print(f"{options.path}: all {len(whole)} are whole")
 
 
+def _compare(options: argparse.Namespace) -> None:
+    from dlrm_mlet.reporting.compare import compare
+
+    print(compare(options.better, options.base))
+
+
 def _report(options: argparse.Namespace) -> None:
-    from dlrm_mlet import files
     from dlrm_mlet.reporting import reproduction
     from dlrm_mlet.reporting.report import report
 
-    for path in report(options.directory, options.out):
+    for path in report(options.directory, options.out, options.dataset):
         print(path)
-    if options.claims:
-        with files.replacing(options.claims) as partial:
-            partial.write_text(reproduction.page(options.directory), encoding="utf-8")
-        print(options.claims)
+    out = options.out or options.directory
+    if options.dataset:
+        out = out / options.dataset
+        for path in reproduction.publish(
+            options.directory, options.claims or out / "claims.md", out, [options.dataset]
+        ):
+            print(path)
+    elif options.claims:
+        for path in reproduction.publish(options.directory, options.claims, out):
+            print(path)
 
 
 if __name__ == "__main__":

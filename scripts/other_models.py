@@ -1,4 +1,4 @@
-"""Plain tables against MLET's in other models than DLRM, both tuned: torch-rechub's DeepFM, DCN-V2 and AutoInt, by Adam.
+"""Plain tables against MLET's in other models than DLRM, both tuned: torch-rechub's DeepFM, DCN-V2, AutoInt, by Adam.
 
     python scripts/other_models.py flights deepfm          # then dcnv2, autoint; a stopped one goes on
     make figures                                           # the pages of the tables that it wrote
@@ -197,14 +197,26 @@ def rows(
         whole = done.validation is not None and all(map(math.isfinite, done.validation))
         measured = dict(zip(("validation_auc", "validation_log_loss", "test_auc", "test_log_loss"),
                             (*done.validation, *done.test) if whole else [""] * 4, strict=True))  # fmt: skip
+        of_point = {
+            "arm": point.arm,
+            "inner_dim": "" if point.arm == "single" else INNER,
+            "embedding_dim": point.embedding_dim,
+            "seed": seed,
+            "learning_rate": done.learning_rate,
+            "table_learning_rate": done.table_learning_rate,
+            "status": "finished" if whole else "diverged",
+        }
+        sizes = {
+            "steps": "",
+            "trained_parameters": done.trained,
+            "served_parameters": done.served,
+            "trained_table_bytes": done.trained_tables,
+            "served_table_bytes": done.served_tables,
+            "seconds": done.seconds,
+        }
         found.append(
-            {"arm": point.arm, "inner_dim": "" if point.arm == "single" else INNER,
-             "embedding_dim": point.embedding_dim, "seed": seed, "learning_rate": done.learning_rate, "table_learning_rate": done.table_learning_rate,
-             "status": "finished" if whole else "diverged", **measured, "steps": "",
-             "trained_parameters": done.trained, "served_parameters": done.served,
-             "trained_table_bytes": done.trained_tables, "served_table_bytes": done.served_tables,
-             "seconds": done.seconds, **{key: made[key] or "" for key in ("device", "torch", "commit")}}
-        )  # fmt: skip
+            {**of_point, **measured, **sizes, **{key: made[key] or "" for key in ("device", "torch", "commit")}}
+        )
     return found
 
 

@@ -191,11 +191,14 @@ def run(command: Sequence[str], home: Path, log: Path, before: Callable[[], None
 
 
 def _command(command: list[str], home: Path, log: Path, before: Callable[[], None] | None) -> None:
-    os.chdir(home)
-    with log.open("a", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
+    try:
+        os.chdir(home)
+        with log.open("a", encoding="utf-8") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        torch.set_num_threads(1)
+    except KeyboardInterrupt:  # this process isn't the command yet
+        os._exit(128 + signal.SIGINT)
     if before is not None:
         before()
     sys.argv = ["dlrm-mlet", *command]

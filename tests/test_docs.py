@@ -132,7 +132,7 @@ PAGES = [
 ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "errors.md"], ids=lambda path: path.name)
 def test_every_command_of_the_docs_is_one(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     for command in commands(page):

@@ -113,7 +113,7 @@ def load(path: Path) -> Schema:
         if tuple(schema.transform) != schema.dense:
             raise ValueError(f"transform = {schema.transform}: expected one for each dense column")
     except FileNotFoundError:
-        raise ColumnsError(f"{path}: no such file; expected a data set that `dlrm-mlet preprocess` wrote") from None
+        raise ColumnsError(f"{path}: no such file; expected a data set that dlrm-mlet preprocess wrote") from None
     except (ConfigError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ColumnsError(
             f"{path}: not a data set's schema: {error}; delete the directory, and preprocess again"

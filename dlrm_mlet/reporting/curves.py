@@ -57,11 +57,11 @@ class Difference:
         return f"{self.mean:+.4f} ± {self.std:.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
-def difference(values: Sequence[float]) -> Difference:
+def difference(values: Sequence[float], confidence: float = CONFIDENCE) -> Difference:
     """Of at least one value; the interval is Student's, and without bounds for a single one."""
     mean, n = statistics.fmean(values), len(values)
     std = statistics.stdev(values) if n > 1 else math.nan
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n) if n > 1 else math.inf
+    reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * std / math.sqrt(n) if n > 1 else math.inf
     return Difference(mean, std, mean - reach, mean + reach, n)
 
 

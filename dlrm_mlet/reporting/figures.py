@@ -2,14 +2,15 @@
 
 import math
 import statistics
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing
-from dlrm_mlet.reporting.curves import Curve, by_row_rate, model_name
+from dlrm_mlet.reporting.curves import Curve, Difference, by_row_rate, model_name
 from dlrm_mlet.reporting.results import Row, Spectrum
 
 with needs("reporting"):
@@ -18,6 +19,20 @@ with needs("reporting"):
     from matplotlib.axes import Axes
 
 matplotlib.use("Agg")
+
+
+class Point(Protocol):
+    """A difference to be drawn: see judging.Point."""
+
+    @property
+    def group(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def measure(self) -> str: ...
+    @property
+    def gain(self) -> Difference: ...
+
 
 NAMES = {"auc": "AUC", "log_loss": "LogLoss (nats)"}
 MARKERS = "s^Dv<>P*Xdph"
@@ -84,6 +99,44 @@ def _curves(ax: Axes, curves: Sequence[Curve], measure: str) -> None:
     ax.set_xlabel("embedding dimension d (what is served)")
     ax.set_ylabel(f"{split} {NAMES[metric]}")
     ax.legend(frameon=False, fontsize=8 if len(curves) > 5 else 10)
+
+
+def forest(
+    found: Mapping[str, Sequence[Point]], groups: Sequence[str], margin: float | None, title: str, path: Path
+) -> None:
+    """A claim's differences with joint intervals, a row a point and a panel a data set; groups by colour and mark.
+
+    The range is that of the means and of usual intervals: one that is far wider runs out at the edge. `margin` is
+    shaded: within it, differences count as none.
+    """
+    shown = [group for group in groups if any(point.group == group for its in found.values() for point in its)]
+    rows = max(map(len, found.values()))
+    with _figure(path, len(found), "\n".join(textwrap.wrap(title, 50 * len(found))), 5.6, 1.5 + 0.24 * rows) as axes:
+        for ax, (name, points) in zip(axes, found.items(), strict=True):
+            for i, point in enumerate(points):
+                gain = point.gain
+                look = _look(shown.index(point.group), max(len(shown), 2))
+                reach = [[gain.mean - gain.low], [gain.high - gain.mean]] if gain.n > 1 else None
+                ax.errorbar(gain.mean, -i, xerr=reach, capsize=3, linestyle="", **look)
+            for group in shown:
+                if len(shown) > 1:
+                    ax.errorbar([], [], label=group, linestyle="", **_look(shown.index(group), len(shown)))
+            ax.axvline(0, color="black", linewidth=0.8)
+            if margin is not None:
+                ax.axvspan(-margin, margin, color="0.85", zorder=0)
+            ax.set_yticks([-i for i in range(len(points))], [point.name for point in points], fontsize=8)
+            ax.set_ylim(-len(points) + 0.4, 0.6)
+            means = [point.gain.mean for point in points]
+            usual = statistics.median((point.gain.high - point.gain.low) / 2 for point in points)
+            usual = usual if 0 < usual < math.inf else 0.2 * max(map(abs, means)) or 0.001
+            low, high = min(0.0, *means) - 1.6 * usual, max(0.0, *means) + 1.6 * usual
+            ax.set_xlim(low, high)
+            split, _, metric = points[0].measure.partition("_")
+            named = f"{split} {NAMES[metric]}" if metric in NAMES else points[0].measure
+            ax.set_xlabel(f"gain of {named}, positive is better")
+            ax.set_title(name, fontsize=10)
+        if len(shown) > 1:
+            axes[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.9 / (1.5 + 0.24 * rows)))
 
 
 def over_bytes(rows: Sequence[Row], name: str, path: Path) -> None:

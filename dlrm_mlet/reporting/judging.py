@@ -1,35 +1,71 @@
-"""What a claim is judged by: tables of results, paired differences, and a rule for the verdict."""
+"""What a claim is judged by: tables of results, paired differences that hold jointly, and a rule for the verdict."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from dlrm_mlet.extras import needs
 from dlrm_mlet.reporting import results
-from dlrm_mlet.reporting.curves import Curve, Difference, difference, make_curves, paired_gains
+from dlrm_mlet.reporting.curves import CONFIDENCE, Curve, Difference, difference, make_curves, paired_gains
 from dlrm_mlet.reporting.results import Row
 
+with needs("reporting"):
+    from scipy import stats
+
 AUC, LOSS, TEST_AUC, TEST_LOSS = results.MEASURES
+PAPER, TUNED = "at the paper's rate", "tuned"
+MARGIN = 0.002
+"""Within which AUCs count as equal, where a claim is that there is no difference."""
+
+Gains = Mapping[tuple[str, str], Sequence[float]]
+"""(point, measure) -> a paired gain a seed, positive being better."""
 
 
-class Judgement(NamedTuple):
-    """What came out here."""
+class Point(NamedTuple):
+    """One comparison of a claim."""
 
-    ours: str
-    verdict: str
+    group: str
+    name: str
+    measure: str
+    gain: Difference
+    """With an interval that holds jointly with those of the claim's other points on the data set."""
+    sources: tuple[str, ...]
+    """The tables it is read from."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some points of a claim that are judged together, such as those at the paper's rate."""
+
+    experiments: tuple[str, ...]
+    """The tables it is read from; their configs and commands have the same names."""
+    gains: Callable[["Tables"], Gains]
+    """Raises FileNotFoundError where an experiment wasn't run."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of docs/reproduction.md: a claim of the paper's, or a question that it leaves open."""
+    """One section of docs/reproduction.md: a claim of the paper's, or a question that it leaves open."""
 
+    name: str
+    """Of its figure, and in claims.csv."""
     text: str
     paper: str
     """What the paper says of it."""
-    experiment: str
-    """The table it is read from; its config and its command have the same name."""
-    judge: Callable[["Tables"], Judgement]
-    """Raises FileNotFoundError where the experiment wasn't run."""
+    words: str
+    """How to read what came out, in at most three sentences."""
+    groups: Mapping[str, Group]
+    is_equality: bool = False
+    """The claim is that there is no difference: judged by MARGIN."""
+    some: bool = False
+    """The claim is that there is a point at which it is so."""
+    table: Callable[["Tables"], list[list[str]]] | None = None
+    """What isn't a difference, as rows of a table, the first one its head."""
+    verdict: Callable[["Tables"], str] | None = None
+    """Where there are no groups: what the table comes to."""
+    experiments: tuple[str, ...] = ()
+    """What the table is read from."""
 
 
 class Tables:
@@ -49,21 +85,117 @@ class Tables:
                 return curve
         raise FileNotFoundError(f"{experiment}: no arm {arm} with inner_dim {inner_dim!r}")
 
+    def inner_dims(self, experiment: str, arm: str = "mlet") -> list[str]:
+        """The k of an arm that are there, smallest first."""
+        found = {row.inner_dim for row in self.rows(experiment) if row.arm == arm and row.inner_dim.isdigit()}
+        return sorted(found, key=int)
 
-def verdict(found: Iterable[Difference]) -> str:
-    """Holds: every interval is above 0; in part: some are; does not hold: none is."""
-    above = [gain.low > 0 for gain in found]
-    return "Holds" if all(above) else "Holds in part" if any(above) else "Does not hold"
+    def mlet(self, experiment: str) -> Curve:
+        """MLET's curve with k = 64, or where there is none, with the largest k."""
+        ks = self.inner_dims(experiment)
+        if not ks:
+            raise FileNotFoundError(f"{experiment}: no arm mlet")
+        return self.curve(experiment, "mlet", "64" if "64" in ks else ks[-1])
 
 
-def listed(found: Mapping[str, Difference]) -> str:
-    """Each difference after its name, and n: once for all where it is the same."""
-    if len(counts := {gain.n for gain in found.values()}) == 1:
-        return "; ".join(f"{name}: {gain}" for name, gain in found.items()) + f" (n = {counts.pop()})."
-    return "; ".join(f"{name}: {gain} (n = {gain.n})" for name, gain in found.items()) + "."
-
-
-def paired(better: Curve, base: Curve, measure: str = AUC) -> dict[str, Difference]:
-    """The gain of the first curve over the second at each d that both have, positive being better."""
+def paired(better: Curve, base: Curve, measure: str = AUC, prefix: str = "") -> dict[tuple[str, str], list[float]]:
+    """The gains of the first curve over the second at each d that both have."""
     common = [d for d in better.points if d in base.points]
-    return {f"d={d}": difference(paired_gains(better.points[d], base.points[d], measure)) for d in common}
+    found = {d: paired_gains(better.points[d], base.points[d], measure) for d in common}
+    return {(f"{prefix}d={d}", measure): gains for d, gains in found.items() if gains}
+
+
+def points(claim: Claim, tables: Tables) -> list[Point]:
+    """All comparisons of a claim that a data set has records for; their intervals hold jointly."""
+    found: dict[tuple[str, str, str], Sequence[float]] = {}
+    for name, group in claim.groups.items():
+        try:
+            found |= {(name, *key): values for key, values in group.gains(tables).items()}
+        except FileNotFoundError:
+            continue
+    joint = jointly(found)
+    return [Point(*key, gain, claim.groups[key[0]].experiments) for key, gain in joint.items()]
+
+
+def jointly(found: Mapping[tuple[str, str, str], Sequence[float]]) -> dict[tuple[str, str, str], Difference]:
+    """The differences, with intervals by Holm's step-down procedure (Holm, 1979): all hold at once in 95 % of cases.
+
+    The i-th smallest of m p-values (Student's t, paired) is compared with 0.05 / (m - i), i from 0. An interval has the
+    level at which its point was compared, or where an earlier one already wasn't rejected, that one's.
+    """
+    alone = {key: difference(values) for key, values in found.items()}
+    p_values = {key: _p_value(values, alone[key]) for key, values in found.items()}
+    joint: dict[tuple[str, str, str], Difference] = {}
+    level, going_on = 1 - CONFIDENCE, True
+    for i, key in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        if going_on:
+            level = (1 - CONFIDENCE) / (len(p_values) - i)
+            going_on = p_values[key] <= level
+        joint[key] = difference(found[key], 1 - level)
+    return {key: joint[key] for key in found}
+
+
+def _p_value(values: Sequence[float], alone: Difference) -> float:
+    if len(values) < 2:
+        return 1.0
+    if alone.std == 0:
+        return 0.0 if alone.mean else 1.0
+    return float(2 * stats.t.sf(abs(alone.mean) / (alone.std / len(values) ** 0.5), len(values) - 1))
+
+
+class Counts(NamedTuple):
+    """How many points speak for a claim, against it, or for neither."""
+
+    support: int
+    against: int
+    undecided: int
+
+    def __str__(self) -> str:
+        return f"{self.support} / {self.against} / {self.undecided}"
+
+
+def side(claim: Claim, gain: Difference) -> int:
+    """1 where a point shows what is claimed, -1 where it shows the opposite, 0 where neither is decided."""
+    if claim.is_equality:
+        if gain.low > -MARGIN and gain.high < MARGIN:
+            return 1
+        return -1 if gain.low > 0 or gain.high < 0 else 0
+    return 1 if gain.low > 0 else -1 if gain.high < 0 else 0
+
+
+def count(claim: Claim, found: Sequence[Point]) -> Counts:
+    """The points by their side."""
+    sides = [side(claim, point.gain) for point in found]
+    return Counts(sides.count(1), sides.count(-1), sides.count(0))
+
+
+def verdict(claim: Claim, found: Sequence[Point]) -> str:
+    """Shown, opposite shown, or not decided: then with the widest interval's half, above which it would have been."""
+    counts = count(claim, found)
+    if claim.some and counts.support:
+        return f"shown at {counts.support} of {len(found)}"
+    parts = [
+        f"{said} at {_named(claim, found, where)}" if number < len(found) else said
+        for said, where, number in (("shown", 1, counts.support), ("opposite shown", -1, counts.against))
+        if number
+    ]
+    if counts.undecided:
+        reach = max((p.gain.high - p.gain.low) / 2 for p in found if side(claim, p.gain) == 0)
+        where = f" at {_named(claim, found, 0)}" if parts else ""
+        parts.append(f"not decided{where} (±{reach:.4f})" if reach else f"no difference at all{where}")
+    return "; ".join(parts)
+
+
+def _named(claim: Claim, found: Sequence[Point], where: int) -> str:
+    mine = [point for point in found if side(claim, point.gain) == where]
+    if len(mine) > 4:
+        return f"{len(mine)} of {len(found)} points"
+    several = len({point.measure for point in found}) > 1
+    metric = {"auc": "AUC", "log_loss": "LogLoss"}
+    names = (point.name + (f" ({_metric(point.measure, metric)})" if several else "") for point in mine)
+    return ", ".join(names)
+
+
+def _metric(measure: str, names: Mapping[str, str]) -> str:
+    ending = measure.partition("_")[2]
+    return names.get(ending, measure)

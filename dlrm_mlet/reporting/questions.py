@@ -1,146 +1,173 @@
-"""Tables of results -> answers to what the paper leaves open: how much of the gain is MLET's, what else there is."""
+"""What the paper leaves open: how much of the gain is MLET's own, by which optimizer and model, and what else is."""
 
 import functools
 import statistics
 
 from dlrm_mlet.reporting import figures
 from dlrm_mlet.reporting.curves import make_curves
-from dlrm_mlet.reporting.judging import AUC, TEST_AUC, TEST_LOSS, Claim, Judgement, Tables, listed, paired, verdict
+from dlrm_mlet.reporting.judging import (
+    AUC,
+    PAPER,
+    TEST_AUC,
+    TEST_LOSS,
+    TUNED,
+    Claim,
+    Gains,
+    Group,
+    Tables,
+    paired,
+)
 
 LATE = 0.02
 """A run counts as failed when its validation AUC is so far below the median of its point."""
+PLAIN = ("paper-grid", "controls", "mechanism", "depth", "narrow", "rivals")
+"""The tables that have runs of plain models at the paper's rate."""
+CONTROLS = {
+    "single layer, rate x4 (k/16)": "single-rate-x4",
+    "single layer, MLET's start": "single-starts-as-mlet",
+    "single layer, both": "single-rate-x4-starts-as-mlet",
+}
+FIGHTS = {
+    "fair-fight-sgd": "DLRM, plain SGD, batch 128",
+    "fair-fight-sgd-linear": "DLRM, SGD with rates that fall to zero, batch 128",
+    "fair-fight-adagrad": "DLRM, Adagrad (row-wise for the tables), batch 128",
+    "fair-fight-adam": "DLRM, Adam, batch 128",
+    "fair-fight-adam-512": "DLRM, Adam, batch 512",
+    "fair-fight-lazy-adam": "DLRM, lazy Adam, batch 128",
+    "fair-fight-lazy-adam-512": "DLRM, lazy Adam, batch 512",
+    "deepfm-adam": "DeepFM, Adam, batch 512",
+    "dcnv2-adam": "DCN-V2, Adam, batch 512",
+    "autoint-adam": "AutoInt, Adam, batch 512",
+}
 
 
-def _rate_and_start(tables: Tables) -> Judgement:
-    mlet, single = tables.curve("controls", "mlet", "64"), tables.curve("controls", "single")
-    said = []
-    for arm, name in (
-        ("single-rate-x4", "table learning rate x4 (k/16)"),
-        ("single-starts-as-mlet", "MLET's start W1 W2"),
-        ("single-rate-x4-starts-as-mlet", "both"),
-    ):
-        said.append(f"{name}: {listed(paired(tables.curve('controls', arm), single))}")
-    left = paired(mlet, tables.curve("controls", "single-rate-x4-starts-as-mlet"))
-    return Judgement(
-        f"Validation AUC over the single layer: MLET k=64: {listed(paired(mlet, single))} Single layer with "
-        f"{' '.join(said)} What is left of MLET over the single layer with both: {listed(left)}",
-        f"MLET's own part: {verdict(left.values()).lower()}",
-    )
+def _over_single(tables: Tables, arm: str, inner_dim: str = "") -> Gains:
+    return paired(tables.curve("controls", arm, inner_dim), tables.curve("controls", "single"))
 
 
-def _frozen(tables: Tables) -> Judgement:
-    found = paired(tables.curve("controls", "mlet", "64"), tables.curve("controls", "mlet-frozen", "64"))
-    return Judgement(
-        f"Validation AUC of MLET k=64 over MLET with W2 frozen at its random start: {listed(found)}",
-        f"That training W2 helps: {verdict(found.values()).lower()}",
-    )
+def _own_part(tables: Tables) -> Gains:
+    return paired(tables.mlet("controls"), tables.curve("controls", CONTROLS["single layer, both"]))
 
 
-def _small_projections(tables: Tables) -> Judgement:
-    arms = (("mlet-std-1-over-sqrt-k", "W2 std 1/sqrt(k)"), ("mlet-starts-as-single", "the single layer's start"))
-    single = tables.curve("controls", "single")
-    found = {name: paired(tables.curve("controls", arm, "64"), single) for arm, name in arms}
-    return Judgement(
-        " ".join(
-            f"MLET k=64 with {name}, validation AUC over the single layer: {listed(gain)}"
-            for name, gain in found.items()
-        ),
-        "Gain with W2 std 1/sqrt(k), where the first step is a single layer's: "
-        f"{verdict(found[arms[0][1]].values()).lower()}",
-    )
+def _training_w2(tables: Tables, experiment: str, frozen: str) -> Gains:
+    mlet = tables.mlet(experiment)
+    return paired(mlet, tables.curve(experiment, frozen, mlet.inner_dim))
 
 
-def _tuned(tables: Tables, experiment: str) -> Judgement:
-    mlet, single = tables.curve(experiment, "mlet", "64"), tables.curve(experiment, "single")
-    found = {measure: paired(mlet, single, measure) for measure in (TEST_AUC, TEST_LOSS, AUC)}
-    test = {f"{m.removeprefix('test_')}, {d}": g for m in (TEST_AUC, TEST_LOSS) for d, g in found[m].items()}
-    worse = [name for name, gain in test.items() if gain.high < 0]
-    means = "; ".join(
-        f"d={d}: {single.mean(d, TEST_AUC):.4f} and {mlet.mean(d, TEST_AUC):.4f}"
-        for d in single.points
-        if d in mlet.points
-    )
-    lost = [sum(curve.diverged.values()) for curve in (single, mlet)]
-    told = f"{lost[0]} runs of the single layer and {lost[1]} of MLET diverged at the chosen rates, and have no score."
-    return Judgement(
-        f"MLET k=64 over the single layer on test, fresh seeds. AUC: {listed(found[TEST_AUC])} LogLoss: "
-        f"{listed(found[TEST_LOSS])} Validation AUC: {listed(found[AUC])} Mean test AUC of the single layer and "
-        f"of MLET: {means}. {told if any(lost) else 'No run diverged.'}",
-        f"That tuned MLET beats a tuned single layer: {verdict(test.values()).lower()}"
-        + (f"; the single layer is better at {' and '.join(worse)}" if worse else ""),
-    )
+def _fight(tables: Tables, experiment: str) -> Gains:
+    mlet, single = tables.mlet(experiment), tables.curve(experiment, "single")
+    return paired(mlet, single, TEST_AUC) | paired(mlet, single, TEST_LOSS)
 
 
-def _failures(tables: Tables) -> Judgement:
+def _fight_table(tables: Tables, experiment: str) -> list[list[str]]:
+    rows = [["model", "d", "n", "diverged", "test AUC, mean", "std"]]
+    for curve in (tables.curve(experiment, "single"), tables.mlet(experiment)):
+        for d in curve.points:
+            values = curve.values(d, TEST_AUC)
+            std = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "–"
+            rows.append([curve.label, str(d), str(len(values)), str(curve.diverged.get(d, 0)),
+                         f"{statistics.fmean(values):.4f}", std])  # fmt: skip
+    return rows
+
+
+def _failures_table(tables: Tables) -> list[list[str]]:
     points: dict[tuple[str, int], dict[int, float]] = {}
-    for experiment in ("paper-grid", "controls", "mechanism", "depth", "narrow", "rivals"):
+    found = [name for name in PLAIN if (tables.directory / f"{name}.csv").exists()]
+    if not found:
+        raise FileNotFoundError("no table of runs at the paper's rate")
+    for experiment in found:
         for curve in make_curves(tables.rows(experiment)):
             is_plain = curve.single or (curve.arm == "mlet" and curve.inner_dim in ("16", "64", "128"))
             for d, rows in curve.points.items() if is_plain else ():
                 points.setdefault((curve.inner_dim, d), {}).update({row.seed: row.measures[AUC] for row in rows})
-    said = []
-    for name, is_mlet in (("single layer", False), ("MLET with k = 16, 64 and 128", True)):
+    table = [["model", f"more than {LATE} below the median", "of runs"]]
+    for name, is_mlet in (("single layer", False), ("MLET, k = 16, 64, 128", True)):
         mine = [list(seeds.values()) for (inner_dim, _), seeds in points.items() if bool(inner_dim) == is_mlet]
         failed = sum(value < statistics.median(values) - LATE for values in mine for value in values)
-        said.append(f"{name}: {failed} of {sum(map(len, mine))}")
-    return Judgement(
-        f"Runs at the paper's learning rate that end more than {LATE} below the median validation AUC of their point: "
-        f"{'; '.join(said)}.",
-        "See the counts",
-    )
+        table.append([name, str(failed), str(sum(map(len, mine)))])
+    return table
 
 
-def _rivals(tables: Tables) -> Judgement:
-    said = []
-    for experiment, name in (("rivals", "At the paper's learning rate"), ("rivals-tuned", "Each with its own")):
+def _failures(tables: Tables) -> str:
+    _, single, mlet = _failures_table(tables)
+    return f"single layer {single[1]} of {single[2]} runs, MLET {mlet[1]} of {mlet[2]}"
+
+
+def _front_table(tables: Tables) -> list[list[str]]:
+    rows = [["learning rates", "best way up to these bytes", "KiB served", "validation AUC, mean", "std"]]
+    for experiment, name in (("rivals", PAPER), ("rivals-tuned", TUNED)):
         front = figures.pareto(figures.by_bytes(tables.rows(experiment)))
-        points = "; ".join(f"{arm} {size / 1024:,.0f} KiB: {mean:.4f} ± {std:.4f}" for arm, size, mean, std in front)
-        said.append(f"{name}, the Pareto front of served bytes and validation AUC, from the smallest: {points}.")
-    best = max(front, key=lambda point: point[2])
-    return Judgement(" ".join(said), f"Of the tuned ones, {best[0]} has the highest AUC; see the figure in the records")
+        rows += [[name, arm, f"{size / 1024:,.0f}", f"{mean:.4f}", f"{std:.4f}"] for arm, size, mean, std in front]
+    return rows
+
+
+def _front(tables: Tables) -> str:
+    tuned = [row for row in _front_table(tables)[1:] if row[0] == TUNED]
+    return "tuned, from the smallest: " + ", ".join(dict.fromkeys(row[1] for row in tuned))
 
 
 QUESTIONS = (
     Claim(
+        "own-part",
         "How much of the gain does a single layer get from a larger table learning rate and MLET's start?",
         "has no such control.",
-        "controls",
-        _rate_and_start,
+        "Gains over the single layer at the paper's rate, of MLET and of single layers that are given its step, its "
+        "start, or both. The last group is what is left of MLET over a single layer with both.",
+        {"MLET": Group(("controls",), functools.partial(_over_single, arm="mlet", inner_dim="64")),
+         **{name: Group(("controls",), functools.partial(_over_single, arm=arm)) for name, arm in CONTROLS.items()},
+         "MLET over the single layer with both": Group(("controls",), _own_part)},
     ),
     Claim(
+        "w2",
         "Does W2 need to be trained?",
         "trains it.",
-        "controls",
-        _frozen,
+        "MLET over MLET with W2 frozen at its random start.",
+        {PAPER: Group(("controls",), functools.partial(_training_w2, experiment="controls", frozen="mlet-frozen"))},
     ),
     Claim(
+        "small-step",
         "Is MLET's gain there when its step is a single layer's, or its start?",
         "has std 0.25 at every k.",
-        "controls",
-        _small_projections,
+        "Gains over the single layer at the paper's rate. With W2 of std 1/sqrt(k) the first step is a single layer's.",
+        {"W2 std 1/sqrt(k)": Group(("controls",), functools.partial(
+            _over_single, arm="mlet-std-1-over-sqrt-k", inner_dim="64")),
+         "the single layer's start": Group(("controls",), functools.partial(
+             _over_single, arm="mlet-starts-as-single", inner_dim="64"))},
+    ),
+    *(
+        Claim(
+            name,
+            f"The fair fight: {text}",
+            "compares both at one learning rate.",
+            "MLET over the single layer on test, each with its own best rates of the tables and of the rest, chosen on "
+            "validation with the same number of trials; fresh seeds.",
+            {TUNED: Group((name,), functools.partial(_fight, experiment=name))},
+            table=functools.partial(_fight_table, experiment=name), experiments=(name,),
+        )
+        for name, text in FIGHTS.items()
+    ),
+    *(
+        Claim(
+            f"{name}-w2",
+            f"Does W2 need to be trained in {text.partition(',')[0]}?",
+            "trains it.",
+            "MLET over MLET with W2 frozen, both with rates of their own.",
+            {TUNED: Group((name,), functools.partial(_training_w2, experiment=name, frozen="frozen"))},
+        )
+        for name, text in FIGHTS.items() if not name.startswith("fair-fight")
     ),
     Claim(
-        "The fair fight, plain SGD: each side with its own best learning rates and start",
-        "compares both at one learning rate.",
-        "fair-fight-sgd",
-        functools.partial(_tuned, experiment="fair-fight-sgd"),
-    ),
-    Claim(
-        "The fair fight, Adagrad, row-wise for the tables: each side with its own best learning rates and start",
-        "compares both at one learning rate.",
-        "fair-fight-adagrad",
-        functools.partial(_tuned, experiment="fair-fight-adagrad"),
-    ),
-    Claim(
+        "failures",
         "Does MLET fail less often?",
         "sees run-to-run variation.",
-        "paper-grid",
-        _failures,
+        f"Runs at the paper's rate that end more than {LATE} below the median validation AUC of their point.",
+        {}, table=_failures_table, verdict=_failures, experiments=PLAIN,
     ),
     Claim(
+        "rivals",
         "Which way to small tables is best at equal served bytes?",
         "compares with a single layer alone.",
-        "rivals-tuned",
-        _rivals,
+        "The Pareto front: no other way is both smaller and better in the mean.",
+        {}, table=_front_table, verdict=_front, experiments=("rivals", "rivals-tuned"),
     ),
-)
+)  # fmt: skip

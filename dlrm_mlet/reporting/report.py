@@ -34,13 +34,16 @@ STEP = ("batch_size", "table_learning_rate")
 BOTH = ("validation_auc", "validation_log_loss")
 
 
-def report(directory: Path, out: Path | None = None) -> list[Path]:
-    """Draw every <dataset>/<experiment>.csv of `directory`, and its benchmarks.
+def report(directory: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+    """Draw every <dataset>/<experiment>.csv of `directory`, and its benchmarks; or those of one data set alone.
 
     Returns what was written, beside the tables or in `out`. Raises ResultsError where a table can't be read,
     FileNotFoundError where there is none.
     """
     tables = [path for path in sorted(directory.glob("*/*.csv")) if not path.stem.endswith(COMPANIONS)]
+    tables = [path for path in tables if path.stem != "claims" and dataset in (None, path.parent.name)]
+    if not tables and dataset:
+        raise FileNotFoundError(f"{directory / dataset}: no results; expected <experiment>.csv, as a sweep writes it")
     if not tables:
         raise FileNotFoundError(f"{directory}: no results; expected <dataset>/<experiment>.csv, as a sweep writes it")
     written: list[Path] = []
@@ -50,9 +53,10 @@ def report(directory: Path, out: Path | None = None) -> list[Path]:
             written += draw(table, out / table.parent.name if out else table.parent)
         except (ValueError, LookupError, ArithmeticError, RuntimeError) as error:  # the others are drawn all the same
             failed.append(str(error) if isinstance(error, ResultsError) else f"{table}: {error!r}")
-    for dataset in sorted(path.parent for path in directory.glob("*/fair-fight-sgd-trials.csv")):
-        written += draw_rates(dataset, out / dataset.name if out else dataset)
-    for timings in sorted(directory.glob("benchmarks/step-*.json")):
+    for trials in sorted(path.parent for path in directory.glob("*/fair-fight-sgd-trials.csv")):
+        if dataset in (None, trials.name):
+            written += draw_rates(trials, out / trials.name if out else trials)
+    for timings in sorted(directory.glob("benchmarks/step-*.json")) if dataset is None else ():
         try:
             written += draw_steps(timings, out / "benchmarks" if out else timings.parent)
         except ResultsError as error:

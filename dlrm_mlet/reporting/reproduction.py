@@ -1,65 +1,245 @@
-"""Tables of results -> docs/reproduction.md: what the paper claims, what it leaves open, and what came out here."""
+"""Tables of results -> the page of claims, a figure for each, and claims.csv: what is claimed and what came out."""
 
+import csv
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from dlrm_mlet.files import replacing
+from dlrm_mlet.reporting import figures, judging
 from dlrm_mlet.reporting.claims import CLAIMS
-from dlrm_mlet.reporting.judging import Claim, Judgement, Tables
+from dlrm_mlet.reporting.judging import MARGIN, PAPER, TUNED, Claim, Counts, Point, Tables
 from dlrm_mlet.reporting.questions import QUESTIONS
 
-INTRODUCTION = """\
+DATASETS = {
+    "flights": "NYC flights: 327,346 rows, 11 categorical columns with 10,604 values in all",
+    "complete-journey": "Complete Journey: 1,469,307 rows, 12 categorical columns with 85,000 values in all",
+    "criteo-kaggle": "Criteo-Kaggle: 45,840,617 rows, 26 categorical columns with 33,762,577 values in all",
+    "avazu": "Avazu: 40,428,967 rows, 21 categorical columns with 9,364,331 values in all",
+}
+"""Those of the page, in its order."""
+INTRODUCTION = f"""\
 # What the paper claims, and what came out
 
-Drawn by `make figures` from the tables in [results/](../results), and from nothing else. Data: NYC flights, 327,346
-rows, 11 categorical columns with 10,604 values in all. Criteo-Kaggle has 140 times as many rows: what the paper says of
-sizes there needs its data, and says so. The configs are in [configs/flights](../configs/flights); the same experiments
-for people who have the files of the other data sets are in [configs](../configs).
-
-A difference is a mean over n seeds, paired by seed, ± its standard deviation, with the 95 % confidence interval of the
-mean in brackets (Student's t; each by itself, not corrected for their number). Positive is better. *Holds*: the
-interval is above 0 at every point named; *holds in part*: at some; *does not hold*: at none.
+Drawn by `make figures` from the tables in results/, and from nothing else; every difference is a row of claims.csv. A
+point is a mean of differences that are paired by seed, positive being better, with its 95 % confidence interval
+(Student's t); those of a claim hold jointly on each data set (Holm's procedure). *Shown*: the whole interval lies above
+0; *opposite shown*: below; *not decided (±x)*: neither, and a difference above x, half the widest interval, would have
+been seen. A claim of no difference is shown where the interval lies within ±{MARGIN} AUC. The counts are points for,
+against and open. Choices are made on validation, and test was read once.
 """
 ELSEWHERE = {
     "equation-6": ("python scripts/equation_6.py", "linear/equation-6.csv"),
     "step-cpu": ("make benchmark", "benchmarks/step-cpu.md"),
 }
 """Command and records of what isn't a sweep's."""
+COLUMNS = ("claim", "dataset", "group", "point", "measure", "mean", "std", "low", "high", "n", "tables")
+FIGURES = "claims"
+"""The directory of the figures, beside the data sets."""
 
 
-def page(directory: Path) -> str:
-    """The whole page, from `directory`/<dataset>/*.csv and `directory`/benchmarks."""
-    tables = Tables(directory / "flights")
-    parts = {"The paper's claims": CLAIMS, "What the paper leaves open": QUESTIONS}
-    judged = {title: [(claim, _judge(claim, tables)) for claim in claims] for title, claims in parts.items()}
-    lines = [INTRODUCTION, *_summary([pair for pairs in judged.values() for pair in pairs])]
-    for title, pairs in judged.items():
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of a claim on one data set."""
+
+    points: list[Point]
+    table: list[list[str]]
+    said: str
+    """The verdict of a claim without points."""
+    tables: frozenset[str]
+    """The experiments that there are records of."""
+
+    def of(self, group: str) -> list[Point]:
+        """The points of one group."""
+        return [point for point in self.points if point.group == group]
+
+
+Outcomes = dict[str, Outcome]
+"""Data set -> outcome, where there are records."""
+
+
+def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | None = None) -> list[Path]:
+    """Write the page, the figures into `out`/claims, and `out`/claims.csv, from `directory`/<dataset>/*.csv.
+
+    `datasets`: those of the page; by default all of DATASETS. Returns what was written.
+    """
+    names = list(DATASETS) if datasets is None else list(datasets)
+    judged = [(claim, judge(claim, directory, names)) for claim in (*CLAIMS, *QUESTIONS)]
+    written = []
+    for claim, found in judged:
+        drawn = {name: its.points for name, its in found.items() if its.points}
+        if drawn:
+            path = out / FIGURES / claim.name
+            (path.parent).mkdir(parents=True, exist_ok=True)
+            figures.forest({name: _first_measure(its) for name, its in drawn.items()}, list(claim.groups),
+                           MARGIN if claim.is_equality else None, claim.text, path)  # fmt: skip
+            written += figures.files(path)
+    with replacing(out / "claims.csv") as partial:
+        partial.write_text(as_csv(judged), encoding="utf-8")
+    with replacing(page) as partial:
+        partial.write_text(text(judged, names, _link(page, out), _link(page, directory)), encoding="utf-8")
+    return [*written, out / "claims.csv", page]
+
+
+def judge(claim: Claim, directory: Path, datasets: Sequence[str]) -> Outcomes:
+    """What came out on each data set that has records for the claim."""
+    found = {}
+    for name in datasets:
+        tables = Tables(directory / name)
+        try:
+            table = claim.table(tables) if claim.table and tables.directory.is_dir() else []
+            said = claim.verdict(tables) if claim.verdict and table else ""
+        except FileNotFoundError:
+            table, said = [], ""
+        points = judging.points(claim, tables)
+        if points or said:
+            there = frozenset(path.stem for path in tables.directory.glob("*.csv"))
+            found[name] = Outcome(points, table, said, there)
+    return _once(claim, found)
+
+
+def _once(claim: Claim, found: Outcomes) -> Outcomes:
+    """What isn't of a data set at all is there once."""
+    if set(claim.experiments) and set(claim.experiments) <= set(ELSEWHERE):
+        return dict(list(found.items())[:1])
+    return found
+
+
+def as_csv(judged: Sequence[tuple[Claim, Outcomes]]) -> str:
+    """Every number of the page's figures and tables of differences: a row a point."""
+    lines: list[list[str]] = [list(COLUMNS)]
+    for claim, found in judged:
+        for name, outcome in found.items():
+            for point in outcome.points:
+                gain = point.gain
+                numbers = [f"{value:.6f}" for value in (gain.mean, gain.std, gain.low, gain.high)]
+                lines.append([claim.name, name, point.group, point.name, point.measure, *numbers, str(gain.n),
+                              " ".join(f"{name}/{source}.csv" for source in point.sources)])  # fmt: skip
+    buffer = _Lines()
+    csv.writer(buffer, lineterminator="\n").writerows(lines)
+    return "".join(buffer.parts)
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+
+    def write(self, text: str) -> None:
+        self.parts.append(text)
+
+
+def text(judged: Sequence[tuple[Claim, Outcomes]], datasets: Sequence[str], out: str, directory: str) -> str:
+    """The page; `out` and `directory` lead from it to the figures and to the tables."""
+    lines = [INTRODUCTION, *_datasets(judged, datasets), "", *_summary(judged)]
+    for title, claims in (("The paper's claims", CLAIMS), ("What the paper leaves open", QUESTIONS)):
         lines += ["", f"## {title}"]
-        for claim, judgement in pairs:
-            lines += ["", *_section(claim, judgement)]
+        for claim, found in judged:
+            if claim in claims:
+                lines += ["", *_section(claim, found, out, directory)]
     return "\n".join(lines) + "\n"
 
 
-def _judge(claim: Claim, tables: Tables) -> Judgement | None:
-    try:
-        return claim.judge(tables)
-    except FileNotFoundError:
-        return None
+def _datasets(judged: Sequence[tuple[Claim, Outcomes]], datasets: Sequence[str]) -> list[str]:
+    there = {name for claim, found in judged for name in found if not set(claim.experiments) <= set(ELSEWHERE)
+             or claim.groups}  # fmt: skip
+    lines = ["| data set | records |", "|---|---|"]
+    for name in datasets:
+        here = "here" if name in there else "waiting for records: see [records.md](records.md)"
+        lines.append(f"| {DATASETS.get(name, name)} | {here} |")
+    return lines
 
 
-def _summary(judged: Sequence[tuple[Claim, Judgement | None]]) -> list[str]:
-    lines = ["| claim or question | verdict |", "|---|---|"]
-    return lines + [f"| {claim.text} | {found.verdict if found else 'Not run'} |" for claim, found in judged]
+def _summary(judged: Sequence[tuple[Claim, Outcomes]]) -> list[str]:
+    lines = ["| claim or question | data set | at the paper's rate | tuned | for / against / open |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    waiting = [claim.text for claim, found in judged if not found]
+    for claim, found in judged:
+        where = f"[{claim.text}](#{_anchor(claim.text)})"
+        for name, outcome in found.items():
+            lines.append(f"| {where} | {name} | {_verdicts(claim, outcome)} |")
+            where = ""
+    return [*lines, "", f"Not run yet: {'; '.join(waiting)}."] if waiting else lines
 
 
-def _section(claim: Claim, found: Judgement | None) -> list[str]:
-    if found is None:
-        return [f"### {claim.text}", "", "Not run yet: `make experiments`."]
-    name = claim.experiment
-    command, record = ELSEWHERE.get(name, (f"make sweep GRID={name}", f"flights/{name}.md"))
-    return [
-        f"### {claim.text}",
-        "",
-        f"**{found.verdict}.** {found.ours}",
-        "",
-        f"Paper: {claim.paper} Command: `{command}`. Records: [{record}](../results/{record}).",
-    ]
+def _verdicts(claim: Claim, outcome: Outcome) -> str:
+    """The last three cells of the summary."""
+    if not outcome.points:
+        return f"{outcome.said} | | –"
+    paper: list[str] = []
+    tuned: list[str] = []
+    for group in claim.groups:
+        if mine := outcome.of(group):
+            said = judging.verdict(claim, mine)
+            (tuned if group == TUNED else paper).append(said if group in (PAPER, TUNED) else f"{group}: {said}")
+    return f"{'; '.join(paper)} | {'; '.join(tuned)} | {judging.count(claim, outcome.points)}"
+
+
+def _anchor(title: str) -> str:
+    """As Markdown's renderers make one of a heading."""
+    kept = "".join(letter for letter in title.lower() if letter.isalnum() or letter in " -_")
+    return kept.replace(" ", "-")
+
+
+def _section(claim: Claim, found: Outcomes, out: str, directory: str) -> list[str]:
+    lines = [f"### {claim.text}", ""]
+    if not found:
+        return [*lines, f"Paper: {claim.paper} Not run yet."]
+    lines += [f"Paper: {claim.paper} {claim.words}", ""]
+    if any(outcome.points for outcome in found.values()):
+        lines += [f"![{claim.text}: differences with their intervals]({out}/{FIGURES}/{claim.name}.svg)", ""]
+    for name, outcome in found.items():
+        lines += _of_dataset(claim, name, outcome, directory)
+    return lines[:-1]
+
+
+def _of_dataset(claim: Claim, name: str, outcome: Outcome, directory: str) -> list[str]:
+    lines = []
+    is_elsewhere = set(claim.experiments) and set(claim.experiments) <= set(ELSEWHERE)
+    for group in claim.groups:
+        if mine := outcome.of(group):
+            counts: Counts = judging.count(claim, mine)
+            verdict = judging.verdict(claim, mine)
+            lines += [f"**{name}, {group}: {verdict}** ({counts}).", ""]
+    if outcome.said:
+        lines += [f"**{outcome.said[:1].upper()}{outcome.said[1:]}**." if is_elsewhere else
+                  f"**{name}: {outcome.said}**.", ""]  # fmt: skip
+    if outcome.table:
+        lines += [*_markdown(outcome.table), ""]
+    if outcome.points:
+        head = ["rate", "point", "measure", "difference", "std", "95 % interval, joint", "n"]
+        rows = [
+            [p.group, p.name, p.measure.replace("_", " "), f"{p.gain.mean:+.4f}", f"{p.gain.std:.4f}",
+             f"{p.gain.low:+.4f} to {p.gain.high:+.4f}", str(p.gain.n)]
+            for p in outcome.points
+        ]  # fmt: skip
+        lines += [*_markdown([head, *rows]), ""]
+    sources = dict.fromkeys([*claim.experiments, *(s for p in outcome.points for s in p.sources)])
+    sources = {source: None for source in sources if source in ELSEWHERE or source in outcome.tables}
+    commands, records = [], []
+    for source in sources:
+        command, record = ELSEWHERE.get(source, (_command(name, source), f"{name}/{source}.md"))
+        commands.append(f"`{command}`")
+        records.append(f"[{record}]({directory}/{record})")
+    lines += [f"Commands: {', '.join(commands)}. Records: {', '.join(records)}.", ""]
+    return lines
+
+
+def _command(dataset: str, experiment: str) -> str:
+    if experiment.split("-", maxsplit=1)[0] in ("deepfm", "dcnv2", "autoint"):
+        return f"python scripts/other_models.py {dataset} {experiment.removesuffix('-adam')}"
+    return f"make sweep DATASET={dataset} GRID={experiment}"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = rows
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
+
+
+def _first_measure(points: Sequence[Point]) -> list[Point]:
+    """Those of the measure that the figure shows: AUC where there are several."""
+    return [point for point in points if point.measure == points[0].measure]
+
+
+def _link(page: Path, to: Path) -> str:
+    return Path(os.path.relpath(to, page.parent)).as_posix()

@@ -2,7 +2,6 @@
 
 import itertools
 import multiprocessing
-import os
 import signal
 import threading
 from collections import deque
@@ -21,6 +20,7 @@ from dlrm_mlet.data.columns import Columns
 from dlrm_mlet.data.schema import Schema
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import alone, write_json
+from dlrm_mlet.sweeping import worker
 from dlrm_mlet.training import record
 from dlrm_mlet.training.device import CPU, USABLE, free_memory
 from dlrm_mlet.training.record import Record
@@ -190,7 +190,7 @@ def _in_processes(
     shared = (data, places, tqdm.get_lock())
     # workers share the CPU's memory, where models are also made for GPUs, and saved; a GPU has one worker
     budget = free_memory(CPU)
-    with ProcessPoolExecutor(len(devices), context, initializer=_start_worker, initargs=shared) as executor:
+    with ProcessPoolExecutor(len(devices), context, initializer=worker.start, initargs=shared) as executor:
         running: dict[Future[str | None], Job] = {}
         try:
             while waiting or running:
@@ -212,11 +212,11 @@ def _in_processes(
 
 def _end_workers() -> None:
     workers = multiprocessing.active_children()
-    for worker in workers:
-        worker.terminate()
-    for worker in workers:
-        worker.join(GRACE)
-        worker.kill()
+    for process in workers:
+        process.terminate()
+    for process in workers:
+        process.join(GRACE)
+        process.kill()
 
 
 _columns: Columns
@@ -224,25 +224,16 @@ _device: torch.device
 _bar: Any
 
 
-def _start_worker(data: Path, places: Any, lock: Any) -> None:
+def prepare(data: Path, places: Any, lock: Any) -> None:
     """Once in each worker: its view of the data set, its device and its line on the screen."""
     global _columns, _device, _bar  # noqa: PLW0603  a worker process has one of each
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once: what it has written is whole
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     _columns = columns.load(data)
     tqdm.set_lock(lock)
     position, device = places.get()
     _device = torch.device(device)
     _bar = tqdm(position=position, unit=" steps", leave=False, disable=None, dynamic_ncols=True)
-
-
-def _end_with_parent() -> None:
-    """Whatever ended the process that started this one: a worker without it would hold its memory for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _train(job: Job) -> str | None:

@@ -6,10 +6,14 @@ import statistics
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
-from dlrm_mlet.reporting import figures, reproduction, results
+from dlrm_mlet.__main__ import main
+from dlrm_mlet.reporting import curves, figures, judging, reproduction, results
+from dlrm_mlet.reporting.claims import CLAIMS
 from dlrm_mlet.reporting.curves import by_row_rate, difference, gains, make_curves, shrink_factors, zero_cost
-from dlrm_mlet.reporting.judging import Tables
+from dlrm_mlet.reporting.judging import AUC, Tables
+from dlrm_mlet.reporting.questions import QUESTIONS
 from dlrm_mlet.reporting.report import draw, report
 from dlrm_mlet.reporting.results import ResultsError
 
@@ -91,22 +95,92 @@ def test_zero_cost_points_need_no_more_training_memory_and_serve_less(table):
     assert found == [(2, 4), (4, 8)]  # 0.001 better than twice the d
 
 
+def claims_of(directory, *datasets):
+    return [(claim, reproduction.judge(claim, directory, datasets)) for claim in (*CLAIMS, *QUESTIONS)]
+
+
 def test_the_claims_page_says_what_was_not_run_and_judges_the_rest(table, tmp_path):
-    page = reproduction.page(tmp_path / "nothing")
-    assert page.count("Not run yet") == page.count("\n### ")
-    flights = tmp_path / "results" / "flights"
-    flights.mkdir()
+    page = reproduction.text(claims_of(tmp_path / "nothing", "flights"), ["flights"], "x", "x")
+    assert page.count("Not run yet.") == page.count("\n### ")
+    assert "| NYC flights: 327,346 rows, 11 categorical columns with 10,604 values in all | waiting for records" in page
+    mine = tmp_path / "results" / "mine"
+    mine.mkdir()
     text = table.read_text()
     text += text.partition("\n")[2].replace("mlet,16", "mlet,64").replace("single", "other")
-    text += text.partition("\n")[2].replace("mlet,16", "mlet,128").replace("single", "another")
     for name in ("paper-grid", "fair-fight-sgd"):
-        (flights / f"{name}.csv").write_text(text)
-    page = reproduction.page(tmp_path / "results")
-    assert "(Figure 1) | At the paper's learning rate: holds; tuned: holds |" in page
-    assert "best learning rates and start | That tuned MLET beats a tuned single layer: holds |" in page
-    assert "| MLET beats the single layer at the same d (Figures 2 and 3) | Holds |" in page
-    assert "| The gain grows with k | Does not hold |" in page  # all k are the same here
-    assert "| The gain saturates: k=128 is no better than k=64 | Holds |" in page
+        (mine / f"{name}.csv").write_text(text)
+    written = reproduction.publish(tmp_path / "results", tmp_path / "page.md", tmp_path / "drawn", ["mine"])
+    page = (tmp_path / "page.md").read_text()
+    assert "(#a-single-layer-gets-better-with-d-figure-1) | mine | shown | shown | 4 / 0 / 0 |" in page
+    assert "(#mlet-beats-the-single-layer-at-the-same-d-figures-2-and-3) | mine | shown | shown | 8 / 0 / 0 |" in page
+    assert "(#the-gain-grows-with-k) | mine | no difference at all |  | 0 / 0 / 2 |" in page  # both k are the same
+    assert "| MLET k=16 | d=8 | 2x (d=4) | – |" in page
+    rows = list(csv.DictReader((tmp_path / "drawn" / "claims.csv").read_text().splitlines()))
+    for row in rows:  # every difference of the page is a row of it
+        assert (
+            f"| {row['group']} | {row['point']} | {row['measure'].replace('_', ' ')} | {float(row['mean']):+.4f} |"
+            in page
+        )
+    assert len(rows) == sum(line.startswith(("| at the", "| tuned")) for line in page.splitlines())
+    assert f"![{CLAIMS[0].text}: differences with their intervals](drawn/claims/d.svg)" in page
+    assert all(path.exists() for path in written)
+
+
+def test_joint_intervals_are_holms():
+    """By a plain loop: the smallest p-value has to be below 0.05 / m, the next below 0.05 / (m - 1), and so on."""
+    values = [[0.01, 0.011, 0.012], [0.01, 0.011, 0.013], [0.01, 0.03, 0.05], [-1.0, 1.0, 0.2]]
+    found = {("", f"d={i}", AUC): its for i, its in enumerate(values)}
+    p_values = {key: stats.ttest_1samp(values, 0).pvalue for key, values in found.items()}
+    ordered = sorted(found, key=p_values.get)
+    joint, failed = judging.jointly(found), None
+    for i, key in enumerate(ordered):
+        level = 0.05 / (len(found) - i) if failed is None else failed
+        if p_values[key] > level and failed is None:
+            failed = level
+        assert joint[key] == difference(found[key], 1 - level)
+        assert (joint[key].low > 0 or joint[key].high < 0) == (failed is None)
+    assert failed is not None
+
+
+def test_a_claim_of_no_difference_is_judged_by_its_margin():
+    claim = dataclasses.replace(CLAIMS[0], is_equality=True)
+    gains = {"equal": (-0.001, 0.001), "better": (0.0005, 0.004), "open": (-0.003, 0.001), "small": (0.0001, 0.0009)}
+    points = [
+        judging.Point("", name, AUC, curves.Difference((low + high) / 2, 0.1, low, high, 5), ())
+        for name, (low, high) in gains.items()
+    ]
+    assert [judging.side(claim, point.gain) for point in points] == [1, -1, 0, 1]
+    assert (
+        judging.verdict(claim, points)
+        == "shown at equal, small; opposite shown at better; not decided at open (±0.0020)"
+    )
+    assert str(judging.count(claim, points)) == "2 / 1 / 1"
+
+
+def test_two_tables_are_compared_by_arm(table, capsys):
+    assert main(["compare", f"{table}:mlet", f"{table}:single"]) == 0
+    out = capsys.readouterr().out
+    assert "| 2 | validation auc | +0.0110 | 0.0000 | +0.0110 to +0.0110 | 3 |" in out
+    assert out.count("\n|") == 2 + 8
+    assert main(["compare", f"{table}:mlet:16", f"{table}:other"]) == 1
+    assert "grid.csv:other: 0 curves; expected one of single, mlet:16" in capsys.readouterr().err
+    assert main(["compare", "nowhere.csv:mlet", f"{table}:single"]) == 1
+    assert "nowhere.csv:mlet: no such table" in capsys.readouterr().err
+    other = table.with_name("other.csv")
+    other.write_text(table.read_text().replace("single,,2,", "single,,3,").replace("single,,4,", "single,,5,"))
+    assert main(["compare", f"{table}:mlet", f"{other}:single"]) == 1
+    assert "no d and seed in common" in capsys.readouterr().err
+
+
+def test_one_data_set_has_a_page_of_its_own(table, tmp_path, capsys):
+    table.rename(table.with_name("paper-grid.csv"))
+    assert main(["report", str(table.parent.parent), "--dataset", "clicks"]) == 0
+    page = (table.parent / "claims.md").read_text()
+    assert "| clicks | here |" in page
+    assert "](./claims/d.svg)" in page
+    assert "](../clicks/paper-grid.md)" in page
+    assert main(["report", str(table.parent.parent), "--dataset", "clocks"]) == 1
+    assert "clocks: no results" in capsys.readouterr().err
 
 
 def test_a_claim_of_an_arm_that_was_not_run_has_no_curve(table):
@@ -114,10 +188,18 @@ def test_a_claim_of_an_arm_that_was_not_run_has_no_curve(table):
     assert tables.curve("grid", "mlet", "16").label == "MLET k=16"
     with pytest.raises(FileNotFoundError, match="grid: no arm mlet with inner_dim '64'"):
         tables.curve("grid", "mlet", "64")
+    table.write_text(table.read_text().replace("mlet,16", "other,16"))
+    with pytest.raises(FileNotFoundError, match=r"grid: no arm mlet$"):
+        tables.mlet("grid")
 
 
 def test_committed_claims_are_those_of_the_committed_results():
-    assert reproduction.page(ROOT / "results") == (ROOT / "docs" / "reproduction.md").read_text()
+    names = list(reproduction.DATASETS)
+    judged = claims_of(ROOT / "results", *names)
+    assert (
+        reproduction.text(judged, names, "../results", "../results") == (ROOT / "docs" / "reproduction.md").read_text()
+    )
+    assert reproduction.as_csv(judged) == (ROOT / "results" / "claims.csv").read_text()
 
 
 def test_served_bytes_have_a_pareto_front():
