@@ -10,7 +10,7 @@ from dlrm_mlet.data import columns, schema, vocabulary
 from dlrm_mlet.data.schema import Schema
 from dlrm_mlet.reporting import results
 from dlrm_mlet.serving import bundle
-from dlrm_mlet.sweeping.sweep import FAILED
+from dlrm_mlet.sweeping.worker import FAILED
 from dlrm_mlet.toml import build
 from dlrm_mlet.training import checkpoint, record
 

@@ -2,7 +2,6 @@
 
 import itertools
 import multiprocessing
-import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,15 +22,11 @@ from dlrm_mlet.sweeping import worker
 from dlrm_mlet.training import record
 from dlrm_mlet.training.device import CPU, USABLE, free_memory
 from dlrm_mlet.training.record import Record
-from dlrm_mlet.training.run import check_data, check_device, memory_needed, train_together
+from dlrm_mlet.training.run import check_data, check_device, memory_needed
 from dlrm_mlet.training.together import can_train_together
 
 with needs("training"):
     from tqdm import tqdm
-
-
-FAILED = "failed.json"
-"""In a run's directory, why it failed; the next try removes it."""
 
 
 GRACE = 3.0
@@ -114,7 +108,7 @@ def _sweep(
                 if reason is not None:
                     reasons[directory] = reason
                     directory.mkdir(parents=True, exist_ok=True)
-                    write_json(directory / FAILED, {"reason": reason})
+                    write_json(directory / worker.FAILED, {"reason": reason})
                 told = _last(directory) if reason is None else f"failed: {reason}"
                 bar.set_postfix_str(told)
                 if bar.disable:  # no terminal: a line per run
@@ -198,7 +192,7 @@ def _in_processes(
                     if running and sum(job.bytes for job in running.values()) + waiting[0].bytes > budget:
                         break
                     job = waiting.popleft()
-                    running[executor.submit(_train, job)] = job
+                    running[executor.submit(worker.train, job)] = job
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     reason = future.result()
                     yield running.pop(future), reason
@@ -217,33 +211,3 @@ def _end_workers() -> None:
     for process in workers:
         process.join(GRACE)
         process.kill()
-
-
-_columns: Columns
-_device: torch.device
-_bar: Any
-
-
-def prepare(data: Path, places: Any, lock: Any) -> None:
-    """Once in each worker: its view of the data set, its device and its line on the screen."""
-    global _columns, _device, _bar  # noqa: PLW0603  a worker process has one of each
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once: what it has written is whole
-    _columns = columns.load(data)
-    tqdm.set_lock(lock)
-    position, device = places.get()
-    _device = torch.device(device)
-    _bar = tqdm(position=position, unit=" steps", leave=False, disable=None, dynamic_ncols=True)
-
-
-def _train(job: Job) -> str | None:
-    """Make the runs of a job; returns the reason where that failed."""
-    _bar.set_description(f"{job.point.short} seed {','.join(map(str, job.seeds))}")
-    try:
-        for directory in job.seeds.values():
-            (directory / FAILED).unlink(missing_ok=True)
-        train_together(job.point.config, _columns, job.seeds, bar=_bar, device=_device)
-    except Exception as error:  # one bad run is no reason not to make the others
-        said = " ".join(str(error).split())
-        return said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
-    return None

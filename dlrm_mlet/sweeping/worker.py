@@ -1,18 +1,52 @@
-"""The first moments of a sweep's worker process, before torch is imported: from then on it ends with its parent."""
+"""A sweep's worker process: from its first moment, before torch is there, it ends with its parent; then it trains."""
 
 import multiprocessing
 import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
 
+FAILED = "failed.json"
+"""In a run's directory, why it failed; the next try removes it."""
+
+_columns: Any
+_device: Any
+_bar: Any
+
 
 def start(data: Path, places: Any, lock: Any) -> None:
-    """Once in each worker: see `sweep.prepare`."""
+    """Once in each worker: its view of the data set, its device and its line on the screen."""
+    global _columns, _device, _bar  # noqa: PLW0603  a worker process has one of each
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from dlrm_mlet.sweeping import sweep  # noqa: PLC0415  takes seconds, in which the parent may be killed
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once: what it has written is whole
+    # these take seconds, in which the parent may be killed
+    import torch  # noqa: PLC0415
+    from tqdm import tqdm  # noqa: PLC0415
 
-    sweep.prepare(data, places, lock)
+    from dlrm_mlet.data import columns  # noqa: PLC0415
+
+    _columns = columns.load(data)
+    tqdm.set_lock(lock)
+    position, device = places.get()
+    _device = torch.device(device)
+    _bar = tqdm(position=position, unit=" steps", leave=False, disable=None, dynamic_ncols=True)
+
+
+def train(job: Any) -> str | None:
+    """Make the runs of a `sweep.Job`; returns the reason where that failed."""
+    from dlrm_mlet.training.run import train_together  # noqa: PLC0415
+
+    _bar.set_description(f"{job.point.short} seed {','.join(map(str, job.seeds))}")
+    try:
+        for directory in job.seeds.values():
+            (directory / FAILED).unlink(missing_ok=True)
+        train_together(job.point.config, _columns, job.seeds, bar=_bar, device=_device)
+    except Exception as error:  # one bad run is no reason not to make the others
+        said = " ".join(str(error).split())
+        return said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
+    return None
 
 
 def _end_with_parent() -> None:

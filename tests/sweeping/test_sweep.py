@@ -18,7 +18,7 @@ from dlrm_mlet.__main__ import main
 from dlrm_mlet.config import Experiment
 from dlrm_mlet.files import BusyError, alone
 from dlrm_mlet.sweeping.sweep import FailedRuns, plan, sweep
-from dlrm_mlet.sweeping.sweep import _train as train_job
+from dlrm_mlet.sweeping.worker import train as train_job
 from dlrm_mlet.training.device import DeviceError
 from dlrm_mlet.training.record import RecordError
 from dlrm_mlet.training.run import memory_needed, train
@@ -246,7 +246,7 @@ def killing(job):
 
 
 def test_a_worker_that_is_killed_takes_no_other_run_with_it(experiment, clicks_directory, tmp_path, monkeypatch):
-    monkeypatch.setattr("dlrm_mlet.sweeping.sweep._train", killing)
+    monkeypatch.setattr("dlrm_mlet.sweeping.worker.train", killing)
     with pytest.raises(FailedRuns) as failed:
         sweep(experiment, clicks_directory, tmp_path / "out", 2 * CPU)
     assert len(failed.value.runs) == len(times(tmp_path / "out")) == 4
