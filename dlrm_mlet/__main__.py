@@ -1,6 +1,7 @@
 """The command line: arguments in, one call out."""
 
 import argparse
+import contextlib
 import hashlib
 import io
 import os
@@ -121,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fresh", action="store_true", help="start anew; without it the run goes on from the checkpoint in --out")
     add("--resume", action="store_true", help=argparse.SUPPRESS)  # as it does anyway
     start = "a finished run's checkpoint.pt to start from, of the same data set or one that this extends"
+    add("--tensorboard", type=Path, metavar="DIR", help="also write the validation curve as TensorBoard reads it")
     add("--from", dest="start", type=Path, metavar="CHECKPOINT", help=start)
 
     add = command("sweep", _sweep, "all runs of a grid that have no record yet, then its table and figures")
@@ -211,7 +213,7 @@ def _train(options: argparse.Namespace) -> None:
     from dlrm_mlet import config
     from dlrm_mlet.data import columns
     from dlrm_mlet.toml import ConfigError
-    from dlrm_mlet.training import checkpoint, device
+    from dlrm_mlet.training import checkpoint, device, tensorboard
     from dlrm_mlet.training.run import train
 
     experiment = config.load(options.config, options.set)
@@ -227,7 +229,10 @@ def _train(options: argparse.Namespace) -> None:
     data = columns.load(options.data or DATA / experiment.dataset)
     where = device.find(options.device)
     start = None if options.start is None else checkpoint.load(options.start)
-    record = train(experiment.points[0].config, data, seed, out, not options.fresh, device=where, start=start)
+    with tensorboard.watching(options.tensorboard) if options.tensorboard else contextlib.nullcontext() as watch:
+        record = train(
+            experiment.points[0].config, data, seed, out, not options.fresh, device=where, start=start, watch=watch
+        )
     for split, measured in (record.metrics or {}).items():
         print(f"{split}: AUC {measured['auc']:.4f}, LogLoss {measured['log_loss']:.4f}")
     for split, why in record.absent.items():

@@ -108,8 +108,9 @@ class TrainingConfig:
     """Steps between two points of the validation curve, where the run can also be resumed."""
     threads: int = 1
     """CPU threads of one run. It is part of the config because it can change the last bit of a sum."""
-    also_measure: tuple[Literal["spectra", "frequency"], ...] = ()
-    """spectra: the tables' singular values at each point of the curve; frequency: validation by how rare ids are."""
+    also_measure: tuple[Literal["spectra", "frequency", "curve"], ...] = ()
+    """spectra: the tables' singular values at each point of the curve; frequency: validation by how rare ids are;
+    curve: the validation curve, as a table and a figure beside those of the sweep."""
 
     read_test: bool = True
     """False: leave the test split unread, as trials do from which a choice is made."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing
 from dlrm_mlet.reporting.curves import Curve, Difference, by_row_rate, model_name
-from dlrm_mlet.reporting.results import Row, Spectrum
+from dlrm_mlet.reporting.results import Look, Row, Spectrum
 
 with needs("reporting"):
     import matplotlib
@@ -235,6 +235,26 @@ def growth(found: Sequence[Spectrum], name: str, path: Path) -> None:
         limits = [limit for ax in axes for limit in ax.get_ylim()]
         for ax in axes:
             ax.set_ylim(0, max(limits))
+
+
+def over_steps(looks: Sequence[Look], name: str, path: Path) -> None:
+    """Validation AUC and LogLoss against the step, a curve a model and d: the mean, and a band of the seeds' range."""
+    models = list(dict.fromkeys((look.arm, look.inner_dim, look.embedding_dim) for look in looks))
+    with _figure(path, 2, f"{name}: validation while training, mean and range over seeds") as axes:
+        for ax, measure in zip(axes, ("auc", "log_loss"), strict=True):
+            for i, model in enumerate(models):
+                by_step: dict[int, list[float]] = {}
+                for look in looks:
+                    if (look.arm, look.inner_dim, look.embedding_dim) == model:
+                        by_step.setdefault(look.step, []).append(getattr(look, measure))
+                steps, values = list(by_step), list(by_step.values())
+                style = _look(i, len(models))
+                label = f"{model_name(*model[:2])} d={model[2]}"
+                ax.plot(steps, [statistics.fmean(its) for its in values], label=label, markevery=0.25, **style)
+                ax.fill_between(steps, list(map(min, values)), list(map(max, values)), alpha=0.15, color=style["color"])
+            ax.set_xlabel("step")
+            ax.set_ylabel(f"validation {NAMES[measure]}")
+        axes[0].legend(frameon=False, fontsize=8)
 
 
 def _grown(found: Sequence[Spectrum], feature: str) -> float:

@@ -21,11 +21,11 @@ from dlrm_mlet.reporting.curves import (
     spread,
     zero_cost,
 )
-from dlrm_mlet.reporting.results import ResultsError, Row, Spectrum, Third
+from dlrm_mlet.reporting.results import Look, ResultsError, Row, Spectrum, Third
 from dlrm_mlet.sweeping import benchmark
 from dlrm_mlet.tables.spectrum import count_above
 
-COMPANIONS = ("-trials", "-spectra", "-frequency")
+COMPANIONS = ("-trials", "-spectra", "-frequency", "-curve")
 """Endings of tables that lie beside an experiment's own."""
 SMALLER = ("tables", "served_as", "served_rank")
 """Settings that change served bytes by other means than d."""
@@ -108,12 +108,17 @@ def draw(table: Path, target: Path) -> list[Path]:
         _check_of(rows, thirds, beside)
         if gained := _frequency_table(thirds):
             page += "\n".join(["", *gained, ""])
+    if (beside := table.with_name(f"{table.stem}-curve.csv")).exists():
+        looks = results.read_looks(beside)
+        _check_of(rows, looks, beside)
+        figures.over_steps(looks, name, target / f"{table.stem}-curve")
+        written += figures.files(target / f"{table.stem}-curve")
     with replacing(target / f"{table.stem}.md") as partial:
         partial.write_text(page, encoding="utf-8")
     return [*written, target / f"{table.stem}.md"]
 
 
-def _check_of(rows: Sequence[Row], found: Sequence[Spectrum | Third], beside: Path) -> None:
+def _check_of(rows: Sequence[Row], found: Sequence[Spectrum | Third | Look], beside: Path) -> None:
     """Raises ResultsError where what lies beside a table has runs that the table hasn't: it is of another one."""
     known = {(row.arm, row.inner_dim, row.embedding_dim, row.seed) for row in rows}
     for one in found:

@@ -79,13 +79,26 @@ class Third:
     log_loss: float
 
 
+@dataclass(frozen=True)
+class Look:
+    """A point of one run's validation curve."""
+
+    arm: str
+    inner_dim: str
+    embedding_dim: int
+    seed: int
+    step: int
+    auc: float
+    log_loss: float
+
+
 Runs = list[tuple[Point, Record]]
 
 
 def tables(runs: Runs, schema: Schema) -> dict[str, list[dict[str, str]]]:
-    """The runs' rows; and those of "-spectra" and "-frequency" of the runs that measured these."""
+    """The runs' rows; and those of "-spectra", "-frequency" and "-curve" of the runs that measured these."""
     others = _others(runs)
-    found: dict[str, list[dict[str, Any]]] = {"": [], "-spectra": [], "-frequency": []}
+    found: dict[str, list[dict[str, Any]]] = {"": [], "-spectra": [], "-frequency": [], "-curve": []}
     for point, run in runs:
         where = _where(point, run, others)
         for at in run.spectra:
@@ -95,6 +108,11 @@ def tables(runs: Runs, schema: Schema) -> dict[str, list[dict[str, str]]]:
                  "values": " ".join(f"{value:.4g}" for value in values)}
                 for feature, n, values in features
             )  # fmt: skip
+        if "curve" in point.config.training.also_measure:
+            found["-curve"] += (
+                where | {"step": at["step"], "auc": round(at["auc"], 6), "log_loss": round(at["log_loss"], 6)}
+                for at in run.curve
+            )
         found["-frequency"] += (
             where | {key: third[key] for key in ("ids", "rows", "at_most")}
             | {key: round(third[key], 6) for key in ("auc", "log_loss")}
@@ -135,6 +153,14 @@ def read_thirds(path: Path) -> list[Third]:
         arm=row["arm"], inner_dim=row["inner_dim"], embedding_dim=int(row["embedding_dim"]), seed=int(row["seed"]),
         ids=row["ids"], rows=int(row["rows"]), at_most=int(row["at_most"]), auc=float(row["auc"]),
         log_loss=float(row["log_loss"]),
+    ))  # fmt: skip
+
+
+def read_looks(path: Path) -> list[Look]:
+    """The rows of a -curve.csv. Raises ResultsError at a row that isn't one."""
+    return _read(path, lambda row: Look(
+        arm=row["arm"], inner_dim=row["inner_dim"], embedding_dim=int(row["embedding_dim"]), seed=int(row["seed"]),
+        step=int(row["step"]), auc=_measured("auc", row["auc"]), log_loss=_measured("log_loss", row["log_loss"]),
     ))  # fmt: skip
 
 

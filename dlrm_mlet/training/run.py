@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import sys
 import time
@@ -29,12 +30,15 @@ from dlrm_mlet.training.device import CPU, USABLE, DeviceError, describe, free_m
 from dlrm_mlet.training.model import DLRM, bags_of, build, served
 from dlrm_mlet.training.optimizer import SGD, Adagrad, Adam, LazyAdam, Optimizer, factors
 from dlrm_mlet.training.stepping import losses
+from dlrm_mlet.training.tensorboard import Watch
 from dlrm_mlet.training.together import Together
 from dlrm_mlet.training.warm import check_start, start_from
 
 with needs("training"):
     from tqdm import tqdm
 
+CURVE = "metrics.jsonl"
+"""In a run's directory, its validation curve so far, a line a point."""
 STEPS_PER_LOOK = 100
 """Steps between two looks at the loss: each look waits for the device."""
 
@@ -106,6 +110,7 @@ def train(
     bar: Any = None,
     device: torch.device = CPU,
     start: Served | None = None,
+    watch: Watch | None = None,
 ) -> record.Record:
     """One run: `epochs` passes over the training rows, then validation and test, each read once by the served model.
 
@@ -113,13 +118,14 @@ def train(
     checkpoint holds the state at the last point of the validation curve, where `resume` goes on, on a CPU to the same
     bits. The seed decides the weights and, apart from them, the order of the rows. With `start`, a finished run's
     model, the weights are that one's, but for rows of values that it doesn't know (see training/warm.py). `bar` is a
-    tqdm bar to move; by default the run draws its own. A run whose record is in `out` is not made again. Raises
+    tqdm bar to move; by default the run draws its own. `watch` is told each point of the curve, which lies in
+    `out`/metrics.jsonl too. A run whose record is in `out` is not made again. Raises
     RecordError where the record there is another run's, DeviceError where the device can't do it, TrainingError where
     the columns can't be learned from.
     """
     if finished := record.of_run(out, config, seed, columns.schema, None if start is None else start.digest):
         return finished
-    return train_together(config, columns, {seed: out}, resume, bar, device, start)[0]
+    return train_together(config, columns, {seed: out}, resume, bar, device, start, watch)[0]
 
 
 def train_together(
@@ -130,6 +136,7 @@ def train_together(
     bar: Any = None,
     device: torch.device = CPU,
     start: Served | None = None,
+    watch: Watch | None = None,
 ) -> list[record.Record]:
     """The runs of some seeds, none of which is finished, in one pass: each gives what `train` gives, up to rounding.
 
@@ -143,7 +150,7 @@ def train_together(
     with contextlib.ExitStack() as stack:
         for out in outs.values():
             stack.enter_context(alone(out, "run"))
-        return _train_together(config, columns, outs, resume, bar, device, start)
+        return _train_together(config, columns, outs, resume, bar, device, start, watch)
 
 
 def _train_together(
@@ -154,6 +161,7 @@ def _train_together(
     bar: Any,
     device: torch.device,
     start: Served | None,
+    watch: Watch | None,
 ) -> list[record.Record]:
     with threads(config.training.threads):
         # resident on a GPU if they fit beside the models; on the CPU they stay mapped
@@ -161,7 +169,7 @@ def _train_together(
         if device.type != "cpu" and columns.nbytes + beside < USABLE * free_memory(device):
             columns = columns.to(device)
         with ThreadPoolExecutor(len(outs)) as pool:  # a large table is drawn for seconds, by one core
-            runs = list(pool.map(lambda seed: Run(config, columns, seed, outs[seed], device, start), outs))
+            runs = list(pool.map(lambda seed: Run(config, columns, seed, outs[seed], device, start, watch), outs))
         if resume:
             for run in runs:
                 run.restore()
@@ -234,7 +242,9 @@ class Run:
         out: Path,
         device: torch.device,
         start: Served | None = None,
+        watch: Watch | None = None,
     ):
+        self.watch = watch
         self.config, self.columns, self.seed, self.out, self.device = config, columns, seed, out, device
         schema = columns.schema
         # drawn on the CPU, so that a seed means the same weights on every device; it stays there until its first step
@@ -268,6 +278,14 @@ class Run:
         self._measure_spectra(self.model.tables)
         self._save(self.model, {"served": False, "step": self.step, "memory": self.memory, "seconds": self.seconds,
                                 "curve": self.curve, "spectra": self.spectra})  # fmt: skip
+        self._show_curve()
+
+    def _show_curve(self) -> None:
+        """Where people can look while the run goes on."""
+        with replacing(self.out / CURVE) as partial:
+            partial.write_text("".join(json.dumps(point) + "\n" for point in self.curve), encoding="utf-8")
+        if self.watch is not None:
+            self.watch(self.curve[-1])
 
     def finish(self) -> record.Record:
         """Measure what the steps have come to, and write the record; what is measured is in the checkpoint before."""
