@@ -62,17 +62,21 @@ def files(path: Path) -> list[Path]:
     return [path.parent / f"{path.name}.png", path.parent / f"{path.name}.svg"]
 
 
-def _look(i: int, count: int) -> dict[str, Any]:
-    # from dark to light, so that curves are told apart in grey too, and from the single layer's black
-    shade = 0.2 + 0.7 * i / (count - 1) if count > 1 else 0.5
-    return {"color": matplotlib.colormaps["viridis"](shade), "marker": MARKERS[i % len(MARKERS)]}
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31")
+"""Of Okabe and Ito (2008) but for the last, told apart by those too who see colours otherwise; marks do it in grey."""
+
+
+def _look(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
 def over_dimension(curves: Sequence[Curve], measures: Sequence[str], name: str, path: Path) -> None:
     """Each measure against d, one curve a model, the single layer dashed; error bars are standard deviations."""
     seeds = sorted({len(found) for curve in curves for found in curve.points.values()})
     n = f"n = {seeds[0]}" if len(seeds) == 1 else f"n = {seeds[0]} to {seeds[-1]}"
-    with _figure(path, len(measures), f"{name}: mean ± standard deviation over seeds, {n}") as axes:
+    what = " and ".join(NAMES[measure.partition("_")[2]].partition(" ")[0] for measure in measures)
+    title = f"{what} against the embedding dimension, {name}: mean ± standard deviation, {n}"
+    with _figure(path, len(measures), title) as axes:
         for ax, measure in zip(axes, measures, strict=True):
             _curves(ax, curves, measure)
 
@@ -85,13 +89,14 @@ def _curves(ax: Axes, curves: Sequence[Curve], measure: str) -> None:
         if curve.single:
             look: dict[str, Any] = {"color": "black", "linestyle": "--", "zorder": 3, "marker": "o"}
         else:
-            look = _look(others.index(curve), len(others))
+            look = _look(others.index(curve))
         # each curve a little aside, so that error bars don't hide one another
         beside = [d * 2 ** (0.03 * (i - len(curves) / 2)) for d in curve.points]
         for place, d in zip(beside, curve.points, strict=True):  # each seed as a dot: a mean can hide one far off
             values = curve.values(d, measure)
             ax.plot([place] * len(values), values, ".", markersize=3, alpha=0.6, color=look["color"], zorder=4)
         ax.errorbar(beside, means, yerr=bars, capsize=3, label=curve.label, **look)
+    _limit(ax, curves, measure)
     ticks = sorted({d for curve in curves for d in curve.points})
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [str(d) for d in ticks])
@@ -115,12 +120,12 @@ def forest(
         for ax, (name, points) in zip(axes, found.items(), strict=True):
             for i, point in enumerate(points):
                 gain = point.gain
-                look = _look(shown.index(point.group), max(len(shown), 2))
+                look = _look(shown.index(point.group))
                 reach = [[gain.mean - gain.low], [gain.high - gain.mean]] if gain.n > 1 else None
                 ax.errorbar(gain.mean, -i, xerr=reach, capsize=3, linestyle="", **look)
             for group in shown:
                 if len(shown) > 1:
-                    ax.errorbar([], [], label=group, linestyle="", **_look(shown.index(group), len(shown)))
+                    ax.errorbar([], [], label=group, linestyle="", **_look(shown.index(group)))
             ax.axvline(0, color="black", linewidth=0.8)
             if margin is not None:
                 ax.axvspan(-margin, margin, color="0.85", zorder=0)
@@ -139,10 +144,31 @@ def forest(
             axes[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.9 / (1.5 + 0.24 * rows)))
 
 
+def _limit(ax: Axes, curves: Sequence[Curve], measure: str) -> None:
+    """A range by means and bars: one seed far off, which would flatten all else, is a mark at the edge instead."""
+    points = [(d, curve.values(d, measure)) for curve in curves for d in curve.points]
+    points = [(d, values) for d, values in points if values]
+    if not points:
+        return
+    means = [statistics.fmean(values) for _, values in points]
+    bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
+    usual = statistics.median(bars)
+    low = min(mean - min(bar, 3 * usual) for mean, bar in zip(means, bars, strict=True))
+    high = max(mean + min(bar, 3 * usual) for mean, bar in zip(means, bars, strict=True))
+    margin = 0.05 * (high - low) or 0.001
+    low, high = low - margin, high + margin
+    ax.set_ylim(low, high)
+    for d, values in points:
+        for outside, edge, mark in ((min(values) < low, low, "v"), (max(values) > high, high, "^")):
+            if outside:
+                ax.plot([d], [edge], mark, color="0.4", markersize=7, clip_on=False, zorder=5)
+
+
 def over_bytes(rows: Sequence[Row], name: str, path: Path) -> None:
     """Validation AUC against served bytes, one curve an arm, and the Pareto front as a line beneath."""
     points = by_bytes(rows)
-    with _figure(path, 1, f"{name}: mean ± standard deviation over seeds", width=9, height=5.4) as (ax,):
+    title = f"AUC against the bytes of the tables, {name}: mean ± standard deviation"
+    with _figure(path, 1, title, width=9, height=5.4) as (ax,):
         front = pareto(points)
         sizes, best = [point[1] for point in front], [point[2] for point in front]
         ax.step(sizes, best, where="post", color="0.8", linewidth=5, label="Pareto front")
@@ -151,7 +177,7 @@ def over_bytes(rows: Sequence[Row], name: str, path: Path) -> None:
             mine = sorted(point[1:] for point in points if point[0] == arm)
             sizes, means, bars = (list(column) for column in zip(*mine, strict=True))
             line = "" if arm in ("hashed", "quotient-remainder", "mixed-dimension") else "-"
-            ax.errorbar(sizes, means, yerr=bars, capsize=2, linestyle=line, label=arm, **_look(i, len(arms)))
+            ax.errorbar(sizes, means, yerr=bars, capsize=2, linestyle=line, label=arm, **_look(i))
         ax.set_xscale("log", base=2)
         smallest, largest = (extreme(point[1] for point in points) for extreme in (min, max))
         ticks = [2**power for power in range(10, 40) if smallest <= 2 ** (power + 1) and 2 ** (power - 1) <= largest]
@@ -159,7 +185,9 @@ def over_bytes(rows: Sequence[Row], name: str, path: Path) -> None:
         means = [point[2] for point in points]
         # by the means: the bars of a point of which some seeds fail would press all else together
         margin = 0.15 * (max(means) - min(means)) or 0.01
-        ax.set_ylim(min(means) - margin, max(means) + margin)
+        usual = 3 * statistics.median(point[3] for point in points)
+        top = max(mean + min(bar, usual) for _, _, mean, bar in points)
+        ax.set_ylim(min(means) - margin, top + margin / 3)
         ax.set_xlabel("tables as served (KiB)")
         ax.set_ylabel("validation AUC")
         ax.legend(frameon=False, fontsize=8, ncols=2)
@@ -200,7 +228,7 @@ def spectra(found: Sequence[Spectrum], name: str, path: Path) -> None:
                 low = [mean - min(share) for mean, share in zip(means, shares, strict=True)]
                 high = [max(share) - mean for mean, share in zip(means, shares, strict=True)]
                 beside = [rank + 0.12 * (i - (len(models) - 1) / 2) for rank in range(1, d + 1)]
-                ax.errorbar(beside, means, yerr=[low, high], capsize=2, label=model, **_look(i, len(models)))
+                ax.errorbar(beside, means, yerr=[low, high], capsize=2, label=model, **_look(i))
             ax.axhline(0.01, color="black", linestyle=":", linewidth=1, label="the paper's 1 %")
             ax.set_yscale("log")
             ax.set_xlabel("singular value, from the largest")
@@ -227,7 +255,7 @@ def growth(found: Sequence[Spectrum], name: str, path: Path) -> None:
             steps = sorted({s.step for s in mine})
             for rank in range(d):
                 means = [statistics.fmean(s.values[rank] for s in mine if s.step == step) for step in steps]
-                ax.plot(steps, means, label=f"{rank + 1}", **_look(rank, d))
+                ax.plot(steps, means, label=f"{rank + 1}", **_look(rank))
             ax.set_xlabel("step")
             ax.set_ylabel("singular value")
             ax.set_title(model, fontsize=10)
@@ -248,7 +276,7 @@ def over_steps(looks: Sequence[Look], name: str, path: Path) -> None:
                     if (look.arm, look.inner_dim, look.embedding_dim) == model:
                         by_step.setdefault(look.step, []).append(getattr(look, measure))
                 steps, values = list(by_step), list(by_step.values())
-                style = _look(i, len(models))
+                style = _look(i)
                 label = f"{model_name(*model[:2])} d={model[2]}"
                 ax.plot(steps, [statistics.fmean(its) for its in values], label=label, markevery=0.25, **style)
                 ax.fill_between(steps, list(map(min, values)), list(map(max, values)), alpha=0.15, color=style["color"])
@@ -274,7 +302,7 @@ def equation_6(changes: Sequence[Mapping[str, str]], path: Path) -> None:
             for i, count in enumerate(layers):
                 mine = [c for c in changes if (c["start"], c["layers"]) == (start, count)]
                 x, y = ([abs(float(c[key])) for c in mine] for key in ("predicted", "measured"))
-                look = _look(i, len(layers))
+                look = _look(i)
                 ax.plot(x, y, look["marker"], color=look["color"], markersize=3, alpha=0.6, label=f"N = {count}")
             ends = [min(abs(float(c["predicted"])) for c in changes), max(abs(float(c["predicted"])) for c in changes)]
             ax.plot(ends, ends, color="black", linewidth=1)
@@ -337,7 +365,7 @@ def over_row_rate(rows: Sequence[Row], paper: float, name: str, path: Path) -> N
             for i, size in enumerate(sizes):
                 scores = found[inner_dim, size]
                 whole = {rate: values for rate, values in scores.items() if values}
-                look, aside = _look(i, len(sizes)), 2 ** (0.06 * i)  # so that error bars don't hide one another
+                look, aside = _look(i), 2 ** (0.06 * i)  # so that error bars don't hide one another
                 means = [statistics.fmean(values) for values in whole.values()]
                 bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in whole.values()]
                 ax.errorbar([rate * aside for rate in whole], means, bars, capsize=2, label=f"B = {size}", **look)
@@ -363,7 +391,7 @@ def over_rate(scores: Mapping[str, Mapping[float, Sequence[float]]], measure: st
     with _figure(path, 1, f"{measure} by the tables' learning rate: seeds, mean ± standard deviation") as (ax,):
         for i, (name, rates) in enumerate(scores.items()):
             whole = {rate: found for rate, found in rates.items() if all(map(math.isfinite, found))}
-            look: dict[str, Any] = _look(i, len(scores)) | {"linestyle": "--" if i == 0 else "-"}
+            look: dict[str, Any] = _look(i) | {"linestyle": "--" if i == 0 else "-"}
             beside = [rate * 2 ** (0.06 * i) for rate in whole]  # so that error bars don't hide one another
             means = [statistics.fmean(found) for found in whole.values()]
             bars = [statistics.stdev(found) if len(found) > 1 else 0.0 for found in whole.values()]
