@@ -6,6 +6,7 @@ import os
 import pickle
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +24,8 @@ FILE = "checkpoint.pt"
 NO_COMMENT = b"\0\0"
 """How torch's file ends, a zip archive: with the length of a comment that it hasn't."""
 SEAL = b"dlrm_mlet sha256 "
+LARGE = 1 << 16
+"""Bytes from which on a thread pays."""
 
 
 class CheckpointError(ValueError):
@@ -50,15 +53,20 @@ class Served:
 
 
 class _Hashing:
-    """A file to write to, whose bytes are hashed on the way."""
+    """A file to write to, whose bytes are hashed beside the writing."""
 
-    def __init__(self, file: BinaryIO):
-        self.file, self.digest = file, hashlib.sha256()
+    def __init__(self, file: BinaryIO, beside: ThreadPoolExecutor):
+        self.file, self.beside, self.digest = file, beside, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         """As a file's."""
-        self.digest.update(data)
-        return self.file.write(data)
+        if len(data) < LARGE:
+            self.digest.update(data)
+            return self.file.write(data)
+        hashed = self.beside.submit(self.digest.update, data)
+        written = self.file.write(data)
+        hashed.result()  # what is hashed is the caller's memory
+        return written
 
     def flush(self) -> None:
         """As a file's."""
@@ -67,8 +75,8 @@ class _Hashing:
 
 def write(path: Path, state: dict[str, Any]) -> None:
     """A checkpoint of ours: torch's file, and its SHA-256 as the comment that a zip archive may end with."""
-    with path.open("wb") as file:
-        hashing = _Hashing(file)
+    with path.open("wb") as file, ThreadPoolExecutor(1) as beside:
+        hashing = _Hashing(file, beside)
         torch.save(state | {"sealed": True}, hashing)  # type: ignore[arg-type]
         comment = SEAL + hashing.digest.hexdigest().encode()
         file.seek(-len(NO_COMMENT), os.SEEK_END)
