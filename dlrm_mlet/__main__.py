@@ -22,6 +22,7 @@ EXAMPLES = {
     "synthesize": "criteo-kaggle --rows 1000000 --out train.txt",
     "train": "criteo-kaggle/mlet-k64-d16 --seed 1 --set training.epochs=2",
     "sweep": "flights/paper-grid",
+    "status": "flights/paper-grid",
     "spectrum": "results/flights/one/seed=0/checkpoint.pt",
     "export": "checkpoint.pt --out model.onnx --quantize int8",
     "predict": "model.onnx clicks.csv --out probabilities.csv",
@@ -142,6 +143,10 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write into the published table, one that git tracks: see CONTRIBUTING.md",
     )
+
+    add = command("status", _status, "what of a sweep is finished, at work, stopped, failed and waiting")
+    add("config", help=CONFIG)
+    add("--out", type=Path, metavar="DIR", help="of the runs; default: results/<dataset>/<config>")
 
     add = command("spectrum", _spectrum, "the singular values of a run's tables")
     add("checkpoint", type=Path, help="a run's checkpoint.pt")
@@ -278,6 +283,15 @@ def _sweep(options: argparse.Namespace) -> None:
         print(path)
     if failed is not None:
         raise failed
+
+
+def _status(options: argparse.Namespace) -> None:
+    from dlrm_mlet import config
+    from dlrm_mlet.sweeping.status import status, text
+
+    experiment = config.load(options.config)
+    out = options.out or ROOT / experiment.dataset / experiment.path.stem
+    print(text(status(experiment, out), out))
 
 
 def _spectrum(options: argparse.Namespace) -> None:

@@ -137,7 +137,7 @@ def alone(path: Path, what: str) -> Iterator[None]:
     Beside it lies .<name>.lock then. One whose process is dead is none, and what it left half-written is removed.
     Raises BusyError where another one lives.
     """
-    lock = _followed(path).with_name(f".{_short(path.name)}.lock")
+    lock = _lock_of(path)
     lock.parent.mkdir(parents=True, exist_ok=True)
     pid, since = os.getpid(), time.strftime("%Y-%m-%d %H:%M")
     mine = {"pid": pid, "host": socket.gethostname(), "since": since, "seen": _seen(), "started": _started(pid)}
@@ -167,6 +167,17 @@ def alone(path: Path, what: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             if lock.read_text(encoding="utf-8") == text:
                 lock.unlink()
+
+
+def at_work(path: Path) -> str | None:
+    """Which process works on the directory, where and since when; None where none does."""
+    lock = _lock_of(path)
+    holder = _holder(lock) if lock.exists() else None
+    return None if holder is None else f"pid {holder['pid']} on {holder['host']} since {holder['since']}"
+
+
+def _lock_of(path: Path) -> Path:
+    return _followed(path).with_name(f".{_short(path.name)}.lock")
 
 
 def _created(lock: Path, text: str) -> bool:
