@@ -15,6 +15,7 @@ AGAIN = 1.0
 """After so many seconds a second signal ends the process at once; before, it is the same one, sent to a whole group."""
 
 _asked: list[tuple[int, float]] = []
+_lost: list[bool] = []
 
 
 def asked() -> int | None:
@@ -30,6 +31,7 @@ def heed() -> None:
         if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _end)
             ours.append(number)
+    sys.unraisablehook = _unraisable
     told, tell = socket.socketpair()
     tell.setblocking(False)
     signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
@@ -68,9 +70,23 @@ def _end(number: int, frame: object) -> None:
         os._exit(128 + number)
 
 
+def _unraisable(found: "sys.UnraisableHookArgs") -> None:
+    """A KeyboardInterrupt that fell into a place that passes nothing on, such as a __del__, is raised once more."""
+    if isinstance(found.exc_value, KeyboardInterrupt) and _asked:
+        _lost.append(True)
+    else:
+        sys.__unraisablehook__(found)
+
+
 def _end_in_time(told: socket.socket, tell: socket.socket, ours: list[int]) -> None:
     """In a thread of its own, which no lock that the main one waits for can stop."""
     while (number := told.recv(1)[0]) not in ours:
         pass
-    time.sleep(SECONDS)
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until:
+        time.sleep(0.1)
+        if _lost:
+            _lost.clear()
+            _asked.clear()
+            os.kill(os.getpid(), number)
     os._exit(128 + number)

@@ -100,6 +100,7 @@ class Row:
     """One kind of harm: what was done, how often, and what came of it."""
 
     what: str
+    kind: str = ""
     times: int = 0
     came: dict[str, int] = field(default_factory=dict)
     """How the calls ended that were harmed."""
@@ -781,26 +782,35 @@ def torture(share: float, only: Sequence[str], seed: int, home: Path) -> Iterato
         times, harm = KINDS[name]
         began = time.perf_counter()
         for row in harm(ground, max(round(times * share), 1), random.Random(seed)):
+            row.kind = name
             row.seconds, began = time.perf_counter() - began, time.perf_counter()
             yield row
 
 
-def markdown(rows: Sequence[Row], said: str) -> str:
-    """The page."""
-    lines = [
-        "# What was done to it, and what was lost", "",
-        f"By `make torture` on {device.describe(device.CPU)}, torch {torch.__version__.partition('+')[0]}.", "",
-        "| what was done | times | how it ended | faults | s |", "|---|--:|---|---|--:|",
-    ]  # fmt: skip
+HEAD = "| kind | what was done | times | how it ended | faults | s |"
+
+
+def markdown(rows: Sequence[Row], before: str, said: str) -> str:
+    """The page; of kinds that weren't done again it has the rows that it had `before`."""
+    lines = {kind: [line for line in before.splitlines() if line.startswith(f"| {kind} |")] for kind in KINDS}
+    lines |= {row.kind: [] for row in rows}
     for row in rows:
         came = ", ".join(f"{count:,} {ending}" for ending, count in sorted(row.came.items()))
         bad = ", ".join(f"{count:,} {kind}" for kind, count in row.faults.items()) or "0"
-        lines.append(f"| {row.what} | {row.times:,} | {came} | {bad} | {row.seconds:.0f} |")
-    total = sum(sum(row.faults.values()) for row in rows)
-    lines.append(
-        f"| **all** | **{sum(row.times for row in rows):,}** | | **{total}** | {sum(r.seconds for r in rows):.0f} |"
-    )
-    return "\n".join([*lines, "", said, ""])
+        lines[row.kind].append(f"| {row.kind} | {row.what} | {row.times:,} | {came} | {bad} | {row.seconds:.0f} |")
+    cells = [line.split(" | ") for its in lines.values() for line in its]
+    times, faults, seconds = (sum(sum(_numbers(row[-i])) for row in cells) for i in (4, 2, 1))
+    return "\n".join([
+        "# What was done to it, and what was lost", "",
+        f"By `make torture` on {device.describe(device.CPU)}, torch {torch.__version__.partition('+')[0]}.", "",
+        HEAD, "|---|---|--:|---|---|--:|",
+        *(line for its in lines.values() for line in its),
+        f"| **all** | | **{times:,}** | | **{faults}** | {seconds} |", "", said, "",
+    ])  # fmt: skip
+
+
+def _numbers(cell: str) -> list[int]:
+    return [int(found.replace(",", "")) for found in re.findall(r"\d[\d,]*", cell)]
 
 
 if __name__ == "__main__":
@@ -821,7 +831,8 @@ if __name__ == "__main__":
             )
             for example in found.examples:
                 print(f"    {example}", flush=True)
-        page = markdown(done, cost(options.gib, Path(place)))
+        before = options.out.read_text(encoding="utf-8") if options.out.exists() else ""
+        page = markdown(done, before, cost(options.gib, Path(place)))
     with replacing(options.out) as partial:
         partial.write_text(page, encoding="utf-8")
     print(page)

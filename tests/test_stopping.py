@@ -72,6 +72,21 @@ def test_what_hangs_is_ended_in_time(tmp_path):
     process.stdout.close()
 
 
+def test_an_interrupt_that_falls_into_a_del_is_raised_once_more():
+    code = (
+        "import time; from dlrm_mlet import stopping; stopping.heed()\n"
+        "class Slow:\n    def __del__(self):\n        print('ready', flush=True)\n        time.sleep(5)\n"
+        "try:\n    slow = Slow()\n    del slow\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    stopping.over(7)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=stopping.SECONDS - 2)[1]
+    assert process.returncode == 7
+    assert errors == ""
+
+
 def test_what_others_ignore_stays_ignored():
     code = (
         "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
