@@ -13,6 +13,7 @@ from dlrm_mlet.serving import bundle
 from dlrm_mlet.sweeping.worker import FAILED
 from dlrm_mlet.toml import build
 from dlrm_mlet.training import checkpoint, record
+from dlrm_mlet.training.run import CURVE
 
 
 class VerifyError(ValueError):
@@ -134,6 +135,12 @@ def _run(directory: Path) -> str:
         if mine != (config, finished.seed, finished.provenance["columns"]):
             raise VerifyError(f"{directory / checkpoint.FILE}: of another config, seed or data set than the record's")
         said = ""
+    shown = directory / CURVE
+    if (
+        shown.exists()
+        and [json.loads(line) for line in shown.read_text(encoding="utf-8").splitlines()] != finished.curve
+    ):
+        raise VerifyError(f"{shown}: isn't the curve of the record beside it; expected its points, a line each")
     made = finished.provenance
     where = f"commit {made.get('commit') or 'unknown'}, torch {made.get('torch')}, {made.get('device')}"
     columns_of = f"{config['dataset']} ({made['columns']})"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dlrm_mlet.config import load
-from dlrm_mlet.toml import ConfigError
+from dlrm_mlet.config import TrainingConfig, load
+from dlrm_mlet.toml import ConfigError, read_toml
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -149,3 +149,14 @@ def test_every_data_set_has_all_experiments(dataset):
 def test_a_section_that_is_no_table_is_refused(write):
     with pytest.raises(ConfigError, match=r"model = 1: expected a table"):
         load(write('dataset = "clicks"\nmodel = 1\n[grid]\nsingle = { embedding_dim = [4] }'))
+
+
+def test_a_directory_in_the_place_of_a_file_and_too_many_threads_are_said(tmp_path):
+    with pytest.raises(ConfigError, match=r"can't be read \(.*directory.*\); expected a TOML file"):
+        read_toml(tmp_path)
+    with pytest.raises(ConfigError, match=r"training\.threads = 100000: expected at most 1024"):
+        TrainingConfig(threads=100_000)
+    deep = tmp_path / "deep.toml"
+    deep.write_text("x = " + "[" * 10_000)
+    with pytest.raises(ConfigError, match=r"deep\.toml: not TOML"):
+        read_toml(deep)

@@ -278,17 +278,19 @@ class Run:
         self._measure_spectra(self.model.tables)
         self._save(self.model, {"served": False, "step": self.step, "memory": self.memory, "seconds": self.seconds,
                                 "curve": self.curve, "spectra": self.spectra})  # fmt: skip
-        self._show_curve()
-
-    def _show_curve(self) -> None:
-        """Where people can look while the run goes on."""
-        with replacing(self.out / CURVE) as partial:
-            partial.write_text("".join(json.dumps(point) + "\n" for point in self.curve), encoding="utf-8")
+        self._write_curve()
         if self.watch is not None:
             self.watch(self.curve[-1])
 
+    def _write_curve(self) -> None:
+        """Where people can look while the run goes on."""
+        if self.curve:
+            with replacing(self.out / CURVE) as partial:
+                partial.write_text("".join(json.dumps(point) + "\n" for point in self.curve), encoding="utf-8")
+
     def finish(self) -> record.Record:
         """Measure what the steps have come to, and write the record; what is measured is in the checkpoint before."""
+        self._write_curve()
         if self.finished is not None:
             self.finished.write(self.out)
             return self.finished
@@ -370,6 +372,7 @@ class Run:
                 raise TrainingError(f"{path}: made with another {key}; delete it, or choose another --out")
         if state["served"] and "record" in state:
             self.finished = record.Record(**state["record"])
+            self.curve = self.finished.curve
         if not state["served"]:
             self.model.load_state_dict(state["model"])
             self.step, self.seconds = state["step"], state["seconds"]

@@ -81,6 +81,9 @@ def test_a_file_that_is_no_table_of_runs_is_refused(out):
     out.with_name("grid.csv").write_text("what,ever\n1,2\n")
     with pytest.raises(ResultsError, match=r"grid\.csv: not a table of runs"):
         publishing.store(out, {"": rows((8, 0))})
+    out.with_name("grid.csv").write_bytes(b"arm,seed\n\xff,1\n")
+    with pytest.raises(ResultsError, match=r"grid\.csv: not a table: .*utf-8"):
+        publishing.store(out, {"": rows((8, 0))})
 
 
 def test_trials_differ_by_what_was_tried(out):

@@ -219,6 +219,8 @@ def test_a_damaged_table_is_named_by_line(table, change, line):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("clicks/flat.csv", f"{HEADER}\nsingle,,0,0,finished,0.7,0.3,0.7,0.3,9,99,50,400,320,1.5,cpu,2,c\n",
+         r"flat\.csv:2: not a run: .*a dimension of 0"),
         ("clicks/empty.csv", "", r"empty\.csv: has no runs; expected"),
         ("clicks/grid-spectra.csv", "arm,inner_dim,embedding_dim,seed,step,feature,num_embeddings,values\n"
          "mlet,32,2,0,10,user,9,1.0 0.5\n", r"grid-spectra\.csv: has mlet k=32 d=2 seed 0, which the table hasn't"),
