@@ -717,9 +717,9 @@ def _place(error: BaseException) -> str:
 def _checkpoints(ground: Ground, times: int, rng: random.Random) -> Row:
     row = Row("damaged bytes: checkpoint.pt, every one of which has to be refused")
     data, path = (ground.home / "run" / checkpoint.FILE).read_bytes(), ground.home / "damaged.pt"
-    for i in range(times):
+    while row.times < times:
         damaged = bytearray(data)
-        if i % 2:
+        if row.times % 2:
             at = rng.randrange(len(data))
             damaged[at] ^= 1 << rng.randrange(8)
         else:
@@ -730,7 +730,7 @@ def _checkpoints(ground: Ground, times: int, rng: random.Random) -> Row:
         try:
             checkpoint.load(path)
             row.count("loaded")
-            row.fault("loaded differently", f"input {i}")
+            row.fault("loaded differently", f"input {row.times}")
         except checkpoint.CheckpointError as error:
             row.count("refused")
             if path.name not in str(error):
@@ -747,7 +747,7 @@ def _checkpoints(ground: Ground, times: int, rng: random.Random) -> Row:
 def cost(gib: float, home: Path) -> str:
     """The seconds and the memory that a checkpoint of tables of so many GiB takes, as a sentence."""
     rows = int(gib * 2**30 / 4 / 64)
-    tables = torch.zeros(rows, 64)
+    tables = torch.full((rows, 64), 0.5)  # zeros would be in memory from their first use alone
     before = _peak()
     began = time.perf_counter()
     with replacing(home / checkpoint.FILE) as partial:
