@@ -61,7 +61,10 @@ def test_a_data_set_of_ones_own_from_raw_file_to_record(here, capsys):
         (["preprocess", "mine.toml"], "expected the path of its raw file"),
         (["preprocess", "mine.toml", "--raw", "gone.csv"], "gone.csv: no such file"),
         (["preprocess", "gone.toml"], "gone.toml: no such file"),
-        (["train", "run.toml"], "data/mine/schema.json: no such file; expected a data set that `dlrm-mlet preprocess`"),
+        (
+            ["train", "run.toml"],
+            "data/mine/schema.json: no such file; expected a data set that dlrm-mlet preprocess wrote",
+        ),
         (
             ["train", "run.toml", "--set", "model.inner_dim=2"],
             "run.toml: model.inner_dim = 2 is below embedding_dim = 4",

@@ -18,7 +18,7 @@ from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
 from dlrm_mlet.data.columns import load
 from dlrm_mlet.data.datasets import Dataset
 from dlrm_mlet.data.preprocess import preprocess
-from dlrm_mlet.serving.bundle import BundleError
+from dlrm_mlet.serving.bundle import BundleError, read
 from dlrm_mlet.serving.finished import export_bundle
 from dlrm_mlet.serving.predict import PredictError, auc, open_model, predict
 from dlrm_mlet.toml import build
@@ -197,6 +197,13 @@ def test_a_bundle_that_is_not_whole_is_refused(tmp_path):
         (tmp_path / "copy" / "manifest.json").write_text(text)
         with pytest.raises(BundleError, match=r"manifest\.json: "):
             open_model(tmp_path / "copy")
+    with pytest.raises(BundleError, match=r"manifest\.json: no such file; expected a bundle, as dlrm-mlet export"):
+        read(tmp_path)
+    said = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    del said["files"]["model.onnx"]
+    (tmp_path / "copy" / "manifest.json").write_text(json.dumps(said))
+    with pytest.raises(BundleError, match=r"says nothing of a model, a schema or a data set"):
+        read(tmp_path / "copy")
     mine = tmp_path / "thesis"
     mine.mkdir()
     (mine / "chapter-1").write_text("mine")
