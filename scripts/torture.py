@@ -4,7 +4,7 @@
 
 Runs are killed at random moments, commands are started twice at once, disks are small, read-only or gone, files are
 damaged. After each the same call is made again, and what then lies there has to be what an undisturbed call leaves.
-`--share` is of the full counts, which take under 20 minutes on two cores. The exit status is 1 where anything was lost.
+`--share` is of the full counts, which took 41 minutes on two busy cores. The exit status is 1 where anything was lost.
 """
 
 import argparse
@@ -802,7 +802,8 @@ def markdown(rows: Sequence[Row], before: str, said: str) -> str:
     times, faults, seconds = (sum(sum(_numbers(row[-i])) for row in cells) for i in (4, 2, 1))
     return "\n".join([
         "# What was done to it, and what was lost", "",
-        f"By `make torture` on {device.describe(device.CPU)}, torch {torch.__version__.partition('+')[0]}.", "",
+        "By `make torture`, or its parts one after another (--only), on "
+        f"{device.describe(device.CPU)}, torch {torch.__version__.partition('+')[0]}.", "",
         HEAD, "|---|---|--:|---|---|--:|",
         *(line for its in lines.values() for line in its),
         f"| **all** | | **{times:,}** | | **{faults}** | {seconds} |", "", said, "",
