@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from dlrm_mlet.extras import needs
 from dlrm_mlet.serving.lookups import Lookups
 from dlrm_mlet.serving.session import IDS, ExportError, Session, start_session
-from dlrm_mlet.tables.convert import TRAINED
+from dlrm_mlet.tables.convert import trained
 from dlrm_mlet.tables.quantize import Rows
 from dlrm_mlet.tables.surgery import named
 
@@ -71,7 +71,7 @@ def export(
     inner = model._orig_mod if isinstance(model, OptimizedModule) else model  # torch.compile's are around the model
     if inner is not model and any(hooks for name, hooks in vars(model).items() if "hooks" in name):
         raise ExportError("the compiled model has hooks, which would be lost; expected them on the model inside")
-    for names in named(model, TRAINED).values():
+    for names in named(model, trained()).values():
         raise ExportError(f"{names[0]}: isn't collapsed; expected dlrm_mlet.collapse(model) first")
     model.eval()
     call = _Call(inner, tuple(inputs), keywords or {}, input_names, dynamic or {})

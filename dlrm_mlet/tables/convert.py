@@ -6,7 +6,9 @@ import gc
 import types
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -15,8 +17,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from dlrm_mlet.tables.layers import MLETEmbedding, MLETEmbeddingBag
 from dlrm_mlet.tables.stacked import MLETTables
-from dlrm_mlet.tables.surgery import Sharing, become, holding, memory, named, obstacle, refuse_wrapped
+from dlrm_mlet.tables.surgery import Sharing, become, holding, memory, named, obstacle, refuse_wrapped, torchrec
 
+SHARDED = "torchrec.modules.", "torchrec.distributed."
+"""Where the classes are whose tables TorchRec shards; its models are as anybody's."""
 M = TypeVar("M", bound=nn.Module)
 Table = nn.Embedding | nn.EmbeddingBag
 InnerDim = int | Sequence[int]
@@ -43,6 +47,8 @@ def convert(
     model has, so that its outputs stay the same up to rounding (Theorem 2.1). `report` is called with a line for each
     table: what was changed, or what was left and why.
 
+    TorchRec's EmbeddingBagCollection and EmbeddingCollection become MLET collections: shard the model afterwards.
+
     Make the optimizer afterwards: the parameters are new ones. A warning says where something still holds an old one.
     Raises ValueError, and changes nothing, where a pattern matches no table, where there is no table to convert, or
     where the model is wrapped already (DistributedDataParallel and its like).
@@ -51,28 +57,33 @@ def convert(
     dims = dict(inner_dim) if isinstance(inner_dim, Mapping) else {"*": inner_dim}
     patterns = [only] if isinstance(only, str) else list(only)
     found = named(model, Table)
-    tables = {table: names for table, names in found.items() if not _is_ours(table)}
+    ours = {table for each in named(model, trained()) for table in each.modules()}
+    tables = {table: names for table, names in found.items() if table not in ours and not _is_ours(table)}
     if not tables:
         why = "all are converted or quantized already" if found else "it has no nn.Embedding and no nn.EmbeddingBag"
+        if any(type(module).__module__.startswith("torchrec.distributed.") for module in model.modules()):
+            why = "its tables are sharded already; expected convert first, and then DistributedModelParallel"
         raise ValueError(f"no table to convert in the model: {why}")
     check_patterns(tables, "only", patterns)
     check_patterns(tables, "inner_dim", dims)
-    left = _left(model, tables, dims, min_rows, patterns)
+    holders = _collections(model)
+    left = _left(model, tables, dims, min_rows, patterns, holders)
     if from_pretrained:
         _leave_paddings_apart(tables, left)
     chosen = [table for table in tables if not left[table]]
     if not chosen:
         raise ValueError(f"no table to convert; {'; '.join(f'{tables[t][0]}: {why}' for t, why in left.items())}")
-    made = _made(tables, chosen, dims, from_pretrained)
+    made = _made(tables, [table for table in chosen if table not in holders], dims, from_pretrained)
+    made |= _made_collections(tables, [table for table in chosen if table in holders], dims, holders, from_pretrained)
     before = [weakref.ref(table.weight) for table in chosen]
-    for table in chosen:
-        become(table, made[table])
+    for module, other in made.items():
+        become(module, other)
     for table, names in tables.items():
         shape = f"{names[0]}: {table.num_embeddings:,} x {table.embedding_dim}"
         report(
             f"{shape} left: {left[table]}" if left[table] else f"{shape} now trained with inner_dim {_dim(dims, names)}"
         )
-    _warn_of_holders(before)
+    _warn_of_holders(before, [table for table in chosen if table in holders])
     return model
 
 
@@ -98,16 +109,18 @@ def collapse(model: M, *, inplace: bool = True, report: Callable[[str], object] 
     if not inplace:
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         model = copy.deepcopy(model, shared)
+    ours = torchrec()
+    collections = named(model, ours.MLETCollection) if ours else {}
     found = named(model, TRAINED)
-    if not found:
+    if not found and not collections:
         raise ValueError("nothing to collapse: the model has no MLETEmbedding, MLETEmbeddingBag or MLETTables")
-    for module, names in found.items():
+    for module, names in (found | collections).items():
         if why := _why_not_collapsed(module):
             raise ValueError(f"{names[0]}: {why}; expected what {type(module).__name__} is by itself")
     if inplace:
         _warn_of_stale(found)
     of_weight: dict[tuple[Any, ...], nn.Parameter] = {}
-    made = {}
+    made: dict[Any, Any] = {module: module.collapse() for module in collections}
     for module in found:
         plain = made[module] = module.collapse()
         plain.weight.requires_grad_(any(parameter.requires_grad for parameter in module.parameters()))
@@ -115,12 +128,20 @@ def collapse(model: M, *, inplace: bool = True, report: Callable[[str], object] 
             plain.share_memory()
         held = (*module.parameters(), *module.buffers())  # a padding row that is kept too
         plain.weight = of_weight.setdefault(tuple(map(memory, held)), plain.weight)
-    for module in found:
-        become(module, made[module])
+    for module, plain in made.items():
+        become(module, plain)
     for module, names in found.items():
         n, d = module.weight.shape
         report(f"{names[0]}: {n:,} x {d}")
+    for collection, names in collections.items():
+        for name, table in ours.tables_of(collection).items():
+            report(f"{names[0]}.{name}: {table.num_embeddings:,} x {table.embedding_dim}")
     return model
+
+
+def trained() -> tuple[type, ...]:
+    """The classes of what is there to collapse; with TorchRec's collections, where it is loaded."""
+    return TRAINED if (ours := torchrec()) is None else (*TRAINED, ours.MLETCollection)
 
 
 def check_patterns(tables: Mapping[Any, Sequence[str]], key: str, patterns: Iterable[str]) -> None:
@@ -140,6 +161,11 @@ def _is_ours(table: nn.Module) -> bool:
     return type(table).__module__.startswith("dlrm_mlet.") or isinstance(table, TRAINED)
 
 
+def _dims(dims: Mapping[str, InnerDim], names: Sequence[str]) -> tuple[int, ...]:
+    inner_dim = _dim(dims, names)
+    return tuple(inner_dim) if isinstance(inner_dim, Sequence) else (inner_dim,)
+
+
 def _dim(dims: Mapping[str, InnerDim], names: Sequence[str]) -> InnerDim:
     pattern = matching(names, dims)
     assert pattern is not None
@@ -152,21 +178,23 @@ def _left(
     dims: Mapping[str, InnerDim],
     min_rows: int,
     patterns: Sequence[str],
+    holders: Mapping[Any, "Holder"],
 ) -> dict[Any, str | None]:
     """For each table why it can't or shouldn't be converted; None where it should."""
-    sharing, collections = Sharing(model), _in_collections(model)
-    left = {}
+    sharing = Sharing(model)
+    left: dict[Any, str | None] = {}
     for table, names in tables.items():
         why = obstacle(table, (nn.Embedding, nn.EmbeddingBag), {"weight"})
         why = why or _why_left(table, names, dims, min_rows, patterns)
         elsewhere = [] if why else sharing.elsewhere(table, table.weight, tables)
-        if not why and table in collections:
-            why = f"it is in {collections[table]}, which would shard W1 and drop W2"
+        if not why and table in holders:
+            why = holders[table].obstacle
         left[table] = why or (f"its weight is also that of {', '.join(elsewhere)}" if elsewhere else None)
     stays = {memory(table.weight): tables[table][0] for table, why in left.items() if why and hasattr(table, "weight")}
     for table, why in left.items():
         if not why and memory(table.weight) in stays:
             left[table] = f"it is tied to {stays[memory(table.weight)]}, which is left"
+    _leave_collections(tables, left, dims, holders)
     return left
 
 
@@ -209,14 +237,82 @@ def _why_left(
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def _in_collections(model: nn.Module) -> dict[nn.Module, str]:
-    """TorchRec's tables, each with the class that holds it: sharding takes their `weight` alone."""
-    return {
-        table: type(module).__name__
-        for module in model.modules()
-        if any(kind.__module__.startswith("torchrec.") for kind in type(module).__mro__)
-        for table in module.modules()
-    }
+@dataclass(frozen=True)
+class Holder:
+    """One of TorchRec's collections, for each table in it."""
+
+    collection: Any
+    name: str
+    """The table's in it."""
+    obstacle: str | None
+    """Why the collection can't be another one."""
+
+
+def _collections(model: nn.Module) -> dict[Any, Holder]:
+    """The tables that are in collections of TorchRec's: sharding takes their `weight` alone."""
+    ours = torchrec()
+    kinds = ours.COLLECTIONS if ours else ()
+    names = named(model, nn.Module)
+    found: dict[Any, Holder] = {}
+    for module in model.modules():  # from outside in: what is around a collection decides
+        if type(module) in kinds:
+            why = obstacle(module, kinds, set(), module._modules)
+            mine = {}
+            for name, table in ours.tables_of(module).items():
+                elsewhere = len(names[table]) > len(names[module])
+                its = f"it is {' and '.join(names[table])}, not in its collection alone" if elsewhere else None
+                mine[table] = Holder(module, name, why or its)
+        elif not isinstance(module, trained()) and any(
+            kind.__module__.startswith(SHARDED) for kind in type(module).__mro__
+        ):
+            why = f"it is in {type(module).__name__}, which would shard W1 and drop W2"
+            mine = {table: Holder(module, "", why) for table in module.modules() if isinstance(table, Table)}
+        else:
+            continue
+        found = mine | found
+    return found
+
+
+def _is_torchrecs(kind: type) -> bool:
+    return any(base.__module__.startswith(SHARDED) for base in kind.__mro__)
+
+
+def _leave_collections(
+    tables: Mapping[Any, Sequence[str]],
+    left: dict[Any, str | None],
+    dims: Mapping[str, InnerDim],
+    holders: Mapping[Any, Holder],
+) -> None:
+    """Leave what a collection can't hold: tied tables, and in one of single vectors tables of several widths."""
+    weights = Counter(memory(table.weight) for table in tables)
+    for table, holder in holders.items():
+        if table in left and not left[table] and not table.weight.is_meta and weights[memory(table.weight)] > 1:
+            left[table] = f"it is tied to another table, which {type(holder.collection).__name__} can't have"
+    for collection in {holder.collection for holder in holders.values() if not holder.obstacle}:
+        mine = [table for table, holder in holders.items() if holder.collection is collection and table in left]
+        widths = {None if left[table] else _dims(dims, tables[table])[0] for table in mine}
+        if len(widths) > 1 and hasattr(collection, "embeddings"):
+            why = "an EmbeddingCollection's tables have one width, and another one is left or has another inner_dim"
+            left.update((table, why) for table in mine if not left[table])
+
+
+def _made_collections(
+    tables: Mapping[Any, Sequence[str]],
+    chosen: Sequence[Any],
+    dims: Mapping[str, InnerDim],
+    holders: Mapping[Any, Holder],
+    from_pretrained: bool,
+) -> dict[Any, Any]:
+    """What the collections of the chosen tables become."""
+    made = {}
+    for collection in dict.fromkeys(holders[table].collection for table in chosen):
+        mine = [table for table in chosen if holders[table].collection is collection]
+        made[collection] = torchrec().mlet_collection(
+            collection, {holders[table].name: _dims(dims, tables[table]) for table in mine}
+        )
+        if from_pretrained:
+            made[collection].start_at(collection)
+    return made
 
 
 def _made(
@@ -260,6 +356,8 @@ def _layer(table: Table, inner_dim: InnerDim) -> MLETEmbedding | MLETEmbeddingBa
 
 
 def _why_not_collapsed(module: nn.Module) -> str | None:
+    if (ours := torchrec()) and isinstance(module, ours.MLETCollection):
+        return module.why_not_collapsed() or obstacle(module, ours.MLET, set(), ("collection", "projections"))
     stacked = isinstance(module, MLETTables)
     own, parts = ({"weight"}, ["offsets"]) if stacked else ({"inner_weight"}, ["padding"])
     if why := obstacle(module, TRAINED, own, [*parts, "projections"]):
@@ -269,13 +367,20 @@ def _why_not_collapsed(module: nn.Module) -> str | None:
     return None
 
 
-def _warn_of_holders(before: Iterable[weakref.ref[Tensor]]) -> None:
-    """Whoever has a table's old weight, an optimizer or a list of what is penalized, no longer reaches the table."""
+def _warn_of_holders(before: Iterable[weakref.ref[Tensor]], gone: Iterable[nn.Module]) -> None:
+    """Whoever has a table's old weight, an optimizer or a list of what is penalized, no longer reaches the table.
+
+    But for the tables themselves of a collection that has become another one.
+    """
+    own = [table._parameters for table in gone]
     if all(weight() is None for weight in before):
         return
     gc.collect()
     alive = [weight for weight in (reference() for reference in before) if weight is not None]
-    found = [holder for holder in gc.get_referrers(*alive) if holder is not alive]
+    found = [
+        holder for holder in gc.get_referrers(*alive)
+        if holder is not alive and not any(holder is each for each in own)
+    ]  # fmt: skip
     # to name one is a look at all that is alive
     holders = {name for holder in found[:4] if (name := _described(holder))}
     if holders and len(found) > 4:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from dlrm_mlet.tables.stacked import Tables
-from dlrm_mlet.tables.surgery import named
+from dlrm_mlet.tables.surgery import named, torchrec
 
 TABLES = (nn.Embedding, nn.EmbeddingBag, Tables)
 """MLET's drop-ins are among them, by descent."""
@@ -26,7 +26,8 @@ def parameter_groups(
         raise ValueError(
             f"{taken.pop()} = ...: is what the two rates are for; expected other settings of the optimizer"
         )
-    of_tables = {parameter: None for table in named(model, TABLES) for parameter in table.parameters()}
+    kinds = TABLES if (ours := torchrec()) is None else (*TABLES, ours.MLETCollection)
+    of_tables = {parameter: None for table in named(model, kinds) for parameter in table.parameters()}
     tables = [parameter for parameter in of_tables if parameter.requires_grad]
     rest = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in of_tables]
     if not tables:

@@ -5,6 +5,8 @@ object, a bound method, goes on with the changed one.
 """
 
 import gc
+import importlib
+import sys
 from collections.abc import Callable, Collection, Container, Iterator
 from typing import Any, TypeGuard
 
@@ -39,6 +41,12 @@ def named(model: nn.Module, kinds: Any) -> dict[Any, list[str]]:
         if isinstance(module, kinds):
             found.setdefault(module, []).append(name or type(module).__name__)
     return found
+
+
+def torchrec() -> Any:
+    """The module dlrm_mlet.tables.collections; None where TorchRec isn't loaded, so that no model can have its own."""
+    loaded = "torchrec.modules.embedding_modules" in sys.modules
+    return importlib.import_module("dlrm_mlet.tables.collections") if loaded else None
 
 
 def memory(tensor: Tensor) -> tuple[Any, ...]:
