@@ -124,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help=argparse.SUPPRESS)  # as it does anyway
     start = "a finished run's checkpoint.pt to start from, of the same data set or one that this extends"
     add("--tensorboard", type=Path, metavar="DIR", help="also write the validation curve as TensorBoard reads it")
+    engine = "torchrec: tables spread over the processes that torchrun starts: see docs/torchrec.md; default: plain"
+    add("--engine", choices=["plain", "torchrec"], default="plain", help=engine)
     add("--from", dest="start", type=Path, metavar="CHECKPOINT", help=start)
 
     add = command("sweep", _sweep, "all runs of a grid that have no record yet, then its table and figures")
@@ -215,13 +217,13 @@ def _synthesize(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from dlrm_mlet import config
+    from dlrm_mlet import config as configs
     from dlrm_mlet.data import columns
     from dlrm_mlet.toml import ConfigError
     from dlrm_mlet.training import checkpoint, device, tensorboard
     from dlrm_mlet.training.run import train
 
-    experiment = config.load(options.config, options.set)
+    experiment = configs.load(options.config, options.set)
     if len(experiment.points) > 1:
         raise ConfigError(f"{options.config}: a grid of {len(experiment.points)} points; expected one: see sweep")
     seed = experiment.seeds[0] if options.seed is None else options.seed
@@ -232,12 +234,18 @@ def _train(options: argparse.Namespace) -> None:
         name = f"{name[:130]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     out = options.out or ROOT / experiment.dataset / name / f"seed={seed}"
     data = columns.load(options.data or DATA / experiment.dataset)
-    where = device.find(options.device)
     start = None if options.start is None else checkpoint.load(options.start)
-    with tensorboard.watching(options.tensorboard) if options.tensorboard else contextlib.nullcontext() as watch:
-        record = train(
-            experiment.points[0].config, data, seed, out, not options.fresh, device=where, start=start, watch=watch
-        )
+    with contextlib.ExitStack() as stack:
+        watch = stack.enter_context(tensorboard.watching(options.tensorboard)) if options.tensorboard else None
+        config = experiment.points[0].config
+        if options.engine == "torchrec":
+            from dlrm_mlet.distributed import engine
+
+            where = stack.enter_context(engine.processes(options.device))
+            record = engine.train(config, data, seed, out, where, not options.fresh, watch)
+        else:
+            where = device.find(options.device)
+            record = train(config, data, seed, out, not options.fresh, device=where, start=start, watch=watch)
     for split, measured in (record.metrics or {}).items():
         print(f"{split}: AUC {measured['auc']:.4f}, LogLoss {measured['log_loss']:.4f}")
     for split, why in record.absent.items():

@@ -106,6 +106,8 @@ class TrainingConfig:
     """End the run after so many steps, if the epochs aren't over by then."""
     evaluate_every: int = 500
     """Steps between two points of the validation curve, where the run can also be resumed."""
+    sharding: Literal["planner", "table_wise", "column_wise", "row_wise", "data_parallel"] = "planner"
+    """How train --engine torchrec spreads the tables over processes: see docs/torchrec.md."""
     threads: int = 1
     """CPU threads of one run. It is part of the config because it can change the last bit of a sum."""
     also_measure: tuple[Literal["spectra", "frequency", "curve"], ...] = ()

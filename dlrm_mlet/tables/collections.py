@@ -75,10 +75,10 @@ class MLETCollection(nn.Module):
         """Where the tables are."""
         return next(self.parameters()).device
 
-    def _products(self) -> list[Tensor | None]:
+    def products(self) -> dict[str, Tensor | None]:
         """(K, D) of each table; None where it has no projection."""
-        return [self.projections[config.name]() if config.name in self.projections else None
-                for config in self._configs]  # fmt: skip
+        return {config.name: self.projections[config.name]() if config.name in self.projections else None
+                for config in self._configs}  # fmt: skip
 
     @torch.no_grad()
     def start_at(self, plain: Any) -> None:
@@ -115,7 +115,7 @@ class MLETEmbeddingBagCollection(EmbeddingBagCollectionInterface, MLETCollection
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Ids -> (B, sum of D), by the names that the plain collection has."""
-        return _project_pooled(self.collection(features), self._names, self._products())
+        return _project_pooled(self.collection(features), self._names, list(self.products().values()))
 
     def embedding_bag_configs(self) -> list[Any]:
         """Those of the plain collection, of width D."""
@@ -131,7 +131,7 @@ class MLETEmbeddingCollection(EmbeddingCollectionInterface, MLETCollection):
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """Ids -> of each feature (ids of the batch, D)."""
-        return _project_each(self.collection(features), self._names, self._products())
+        return _project_each(self.collection(features), self._names, list(self.products().values()))
 
     def embedding_configs(self) -> list[Any]:
         """Those of the plain collection, of width D."""

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import pickle
+import struct
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch._subclasses import FakeTensorMode
 
 from dlrm_mlet.config import Config
 from dlrm_mlet.data.columns import Columns
@@ -24,6 +26,11 @@ FILE = "checkpoint.pt"
 NO_COMMENT = b"\0\0"
 """How torch's file ends, a zip archive: with the length of a comment that it hasn't."""
 SEAL = b"dlrm_mlet sha256 "
+LOCAL_HEADER, LOCAL_NAME = 30, 26
+CENTRAL_HEADER, CENTRAL_NAME, CENTRAL_CHECKSUM = 46, 28, 16
+DESCRIPTOR = b"PK\x07\x08"
+"""Of a zip archive: how long its headers are, where in them the lengths of names and the checksum are; and what stands
+before the checksum that follows the bytes of an entry."""
 LARGE = 1 << 16
 """Bytes from which on a thread pays."""
 
@@ -78,9 +85,56 @@ def write(path: Path, state: dict[str, Any]) -> None:
     with path.open("wb") as file, ThreadPoolExecutor(1) as beside:
         hashing = _Hashing(file, beside)
         torch.save(state | {"sealed": True}, hashing)  # type: ignore[arg-type]
-        comment = SEAL + hashing.digest.hexdigest().encode()
-        file.seek(-len(NO_COMMENT), os.SEEK_END)
-        file.write(len(comment).to_bytes(2, "little") + comment)
+        _end(file, hashing.digest.hexdigest())
+
+
+def hollow(path: Path, state: dict[str, Any]) -> dict[str, int]:
+    """The file that `write` writes, but for the numbers of its model: of each tensor the byte where they are to begin.
+
+    For what several processes fill; then `seal` it. Its tensors may be memory that was never touched.
+    """
+    with torch.serialization.skip_data():
+        torch.save(state | {"sealed": True}, path)
+    with FakeTensorMode():
+        empty = torch.load(path, weights_only=True)["model"]
+    return {key: tensor.untyped_storage()._checkpoint_offset for key, tensor in empty.items()}
+
+
+def seal(path: Path) -> None:
+    """End a file that was `hollow`: with the archive's checksums of what is in it now, and the hash of all."""
+    with zipfile.ZipFile(path) as archive, path.open("r+b") as file:
+        entry = archive.start_dir
+        for info in archive.infolist():
+            file.seek(info.header_offset + LOCAL_NAME)
+            begin = info.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", file.read(4)))
+            file.seek(begin)
+            found, left = 0, info.file_size
+            while left:
+                part = file.read(min(left, 1 << 24))
+                found, left = zlib.crc32(part, found), left - len(part)
+            checksum = struct.pack("<I", found)
+            file.seek(begin + info.file_size + len(DESCRIPTOR))  # what follows the numbers, and the central directory
+            file.write(checksum)
+            file.seek(entry + CENTRAL_CHECKSUM)
+            file.write(checksum)
+            file.seek(entry + CENTRAL_NAME)
+            entry += CENTRAL_HEADER + sum(struct.unpack("<HHH", file.read(6)))
+    with path.open("r+b") as file:
+        digest, left = hashlib.sha256(), file.seek(0, os.SEEK_END) - len(NO_COMMENT)
+        file.seek(0)
+        while left:
+            part = file.read(min(left, 1 << 20))
+            digest.update(part)
+            left -= len(part)
+        digest.update(NO_COMMENT)
+        file.seek(0, os.SEEK_END)
+        _end(file, digest.hexdigest())
+
+
+def _end(file: BinaryIO, digest: str) -> None:
+    comment = SEAL + digest.encode()
+    file.seek(-len(NO_COMMENT), os.SEEK_END)
+    file.write(len(comment).to_bytes(2, "little") + comment)
 
 
 def _is_sealed(path: Path) -> bool:

@@ -110,12 +110,18 @@ def build(
 
     Raises ConfigError where tables of the config's kind can't have multi-valued features.
     """
+    return DLRM(*around(config, dense_width, build_tables(config, table_rows, generator, bags), generator))
+
+
+def around(
+    config: ModelConfig, dense_width: int, tables: Tables, generator: torch.Generator | None
+) -> tuple[nn.Module, Tables, nn.Module]:
+    """Bottom MLP, tables and top MLP of a DLRM around these tables, started from `generator`."""
     d = config.embedding_dim
-    tables = build_tables(config, table_rows, generator, bags)
     bottom_mlp = mlp((dense_width, *config.bottom_mlp, d), generator)
-    pairs = math.comb(len(table_rows) + 1, 2)
+    pairs = math.comb(len(tables.table_rows) + 1, 2)
     top_mlp = mlp((d + pairs, *config.top_mlp, 1), generator)
-    return DLRM(bottom_mlp.append(nn.ReLU()), tables, top_mlp)
+    return bottom_mlp.append(nn.ReLU()), tables, top_mlp
 
 
 def bags_of(schema: Schema) -> Bags | None:
