@@ -309,7 +309,8 @@ class Run:
                 else:
                     kept[name] = optimizer.memory[i]
         weights = {name: value for name, value in held.state_dict().items() if name.endswith(".weight")}
-        return {"tables": weights, "sums": sums, "rest": rest, "kept": kept}
+        state = {"tables": weights, "sums": sums, "rest": rest, "kept": kept}
+        return {name: part for name, part in state.items() if part}
 
     def _identity(self) -> dict[str, Any]:
         return {"config": record.as_json(self.config), "seed": self.seed, "columns": self.columns.schema.fingerprint}
@@ -382,7 +383,7 @@ class Run:
     def _record(self, measured: dict[str, Any], absent: dict[str, str]) -> record.Record:
         schema, model = self.columns.schema, self.config.model
         with torch.device("meta"):
-            trained = build_whole(model, len(schema.dense), schema.table_rows, None, self.model.tables.bags)
+            trained = build_whole(model, len(schema.dense), schema.table_rows, None)
             served = trained.collapse()
         sizes = {"trained": trained, "served": served, "trained_tables": trained.tables, "served_tables": served.tables}
         epochs, steps = divmod(self.step, self.steps_per_epoch)

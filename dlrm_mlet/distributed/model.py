@@ -31,9 +31,10 @@ class CollectionTables(Tables):
         super().__init__(schema.table_rows, config.embedding_dim, bags_of(schema))
         self.features = list(schema.categorical)
         pooling = self.bags.pooling if self.bags else [""] * len(self.features)
+        width = self.embedding_dim if config.inner_dims else padded(self.embedding_dim)
         configs = [
             EmbeddingBagConfig(
-                name=f"table_{f}", feature_names=[name], num_embeddings=n, embedding_dim=padded(self.embedding_dim),
+                name=f"table_{f}", feature_names=[name], num_embeddings=n, embedding_dim=width,
                 pooling=PoolingType.MEAN if how == "mean" else PoolingType.SUM,
             )
             for f, (name, n, how) in enumerate(zip(self.features, schema.table_rows, pooling, strict=True))

@@ -1,6 +1,7 @@
 """Multi-valued columns and weights: a training step is that of torch's own bags and weighted loss."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,10 +30,8 @@ BAGS = Bags((1, 3, 1, 2), ("", "mean", "", "sum"))
 ROWS = (7, 11, 5, 9)
 
 
-@pytest.fixture(scope="module")
-def bagged(tmp_path_factory) -> Columns:
-    """600 rows with two multi-valued columns, one of them first, and weights."""
-    directory = tmp_path_factory.mktemp("bags")
+def write_bags(directory: Path) -> Path:
+    """600 rows with two multi-valued columns, one of them first, and weights; the columns of data set "bags"."""
     keys = {
         "name": "bags",
         "label": "clicked",
@@ -42,7 +41,13 @@ def bagged(tmp_path_factory) -> Columns:
     }
     keys["multi_valued"] = {"tags": {"max_values": 4}, "parts": {"column": "part", "separator": "i", "pooling": "sum"}}
     preprocess(build(Dataset, keys), directory / "data", write(directory / "raw.csv", rows_of(3)))
-    return load(directory / "data")
+    return directory / "data"
+
+
+@pytest.fixture(scope="module")
+def bagged(tmp_path_factory) -> Columns:
+    """Those columns, loaded."""
+    return load(write_bags(tmp_path_factory.mktemp("bags")))
 
 
 def some_ids(count: int) -> torch.Tensor:

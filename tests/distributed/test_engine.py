@@ -1,0 +1,165 @@
+"""TorchRec's engine makes the runs that the plain one makes: on any number of processes, and after any of them died."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("torchrec")
+
+from dlrm_mlet.config import Config
+from dlrm_mlet.data.columns import load
+from dlrm_mlet.distributed import engine, serving_collection
+from dlrm_mlet.tables.collections import tables_of
+from dlrm_mlet.training import checkpoint, record
+from dlrm_mlet.training.run import train
+from dlrm_mlet.verify import verify
+from tests.training.test_bags import write_bags
+
+HERE = Path(__file__).parent
+TOLERANCE = 2e-5
+"""Of a weight after a few steps: sums in another order. A ReLU whose input is 0 up to rounding would show as more, and
+so would an element of Adagrad's whose gradient is 0 up to rounding: so there are few steps, at a small rate."""
+SHORT = {"learning_rate": 0.01, "max_steps": 25}
+
+
+def torchrun(processes: int, script: str, *arguments: object, ok: bool = True) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    call = subprocess.run(
+        [*map(str, command), HERE / script, *map(str, arguments)],
+        capture_output=True, text=True, check=False, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=HERE.parents[1],
+    )  # fmt: skip
+    assert (call.returncode == 0) == ok, call.stderr[-4000:]
+
+
+def runs(small_mlet: Config) -> dict[str, Config]:
+    """One for each thing that sharding could get wrong, on the smallest config."""
+
+    def of(model: dict | None = None, **training: object) -> Config:
+        return dataclasses.replace(
+            small_mlet,
+            model=dataclasses.replace(small_mlet.model, **(model or {})),
+            training=dataclasses.replace(small_mlet.training, **SHORT | {"table_learning_rate": 0.5, **training}),
+        )
+
+    single, narrow = {"inner_dim": None, "embedding_dim": 8}, {"inner_dim": None, "embedding_dim": 2}
+    found = {f"mlet-{kind}": of(sharding=kind) for kind in ("planner", "table_wise", "column_wise", "data_parallel")}
+    found |= {f"single-{kind}": of(single, sharding=kind) for kind in ("table_wise", "column_wise", "data_parallel")}
+    adagrad = {"optimizer": "adagrad", "table_learning_rate": 0.02, "schedule": "linear", "warm_up": 0.1}
+    return found | {
+        "narrow": of(narrow, sharding="table_wise"),
+        "narrow-adagrad": of(narrow, sharding="table_wise", **adagrad),
+        "deep": of({"inner_dim": (6, 16)}, sharding="table_wise", schedule="linear", table_learning_rate=0.05),
+        "adagrad-table_wise": of(sharding="table_wise", **adagrad),
+        "adagrad-data_parallel": of(sharding="data_parallel", **adagrad),
+        "frozen": of(sharding="table_wise", freeze_projections=True),
+        "uneven": of(sharding="table_wise", batch_size=125, epochs=2, max_steps=30),
+    }
+
+
+def written(configs: dict[str, Config], path: Path) -> Path:
+    path.write_text(json.dumps({name: record.as_json(config) for name, config in configs.items()}))
+    return path
+
+
+def assert_same(out: Path, plain: Path, tolerance: float = TOLERANCE) -> None:
+    mine, theirs = (checkpoint.read(each / checkpoint.FILE) for each in (out, plain))
+    assert mine["model"].keys() == theirs["model"].keys()
+    for key, value in theirs["model"].items():
+        assert (mine["model"][key] - value).abs().max() < tolerance, (out.name, key)
+    one, other = record.read(out), record.read(plain)
+    for split, measured in other.metrics.items():
+        for key, value in measured.items():
+            assert math.isclose(one.metrics[split][key], value, abs_tol=1e-5)
+    for key in ("config", "seed", "steps", "parameters", "bytes", "status", "absent"):
+        assert getattr(one, key) == getattr(other, key), key
+    assert [point["step"] for point in one.curve] == [point["step"] for point in other.curve]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_trains_what_the_plain_engine_does(
+    processes, clicks_directory, clicks, small_mlet, tmp_path
+):
+    configs = runs(small_mlet)
+    torchrun(processes, "runs.py", clicks_directory, tmp_path, written(configs, tmp_path / "configs.json"))
+    for name, config in configs.items():
+        plain = tmp_path / "plain" / name
+        train(config, clicks, 0, plain)
+        assert_same(tmp_path / name, plain)
+        assert (plain / checkpoint.FILE).exists()
+        assert not (tmp_path / name / engine.SHARDS).exists()
+
+
+def test_multi_valued_columns_and_weights_are_sharded_too(small_mlet, tmp_path):
+    directory = write_bags(tmp_path)
+    training = dataclasses.replace(small_mlet.training, **SHORT)
+    config = dataclasses.replace(small_mlet, dataset="bags", training=training)
+    torchrun(2, "runs.py", directory, tmp_path, written({"bags": config}, tmp_path / "configs.json"))
+    train(config, load(directory), 0, tmp_path / "plain")
+    assert_same(tmp_path / "bags", tmp_path / "plain")
+
+
+def test_a_run_whose_processes_died_goes_on_on_another_number_of_them(clicks_directory, clicks, small_mlet, tmp_path):
+    adagrad = {"optimizer": "adagrad", "table_learning_rate": 0.02, "sharding": "table_wise"}
+    configs = {
+        name: dataclasses.replace(small_mlet, training=dataclasses.replace(small_mlet.training, **SHORT | keys))
+        for name, keys in {"sgd": {"sharding": "column_wise"}, "adagrad": adagrad}.items()
+    }
+    for rank, (name, config) in enumerate(configs.items()):
+        one = written({name: config}, tmp_path / "configs.json")
+        torchrun(2, "runs.py", clicks_directory, tmp_path, one, 23, rank, ok=False)
+        assert [path.name for path in (tmp_path / name / engine.SHARDS).iterdir()] == ["step-20"]
+    torchrun(3, "runs.py", clicks_directory, tmp_path, written(configs, tmp_path / "configs.json"))
+    for name, config in configs.items():
+        train(config, clicks, 0, tmp_path / "plain" / name)
+        assert_same(tmp_path / name, tmp_path / "plain" / name)
+
+
+def test_what_is_collapsed_is_a_whole_checkpoint_of_ours(clicks_directory, clicks, small_mlet, tmp_path):
+    """Its archive's checksums are right, its hash too, and it is served as any."""
+    narrow = dataclasses.replace(small_mlet.model, embedding_dim=2)
+    config = dataclasses.replace(small_mlet, model=narrow)
+    torchrun(2, "runs.py", clicks_directory, tmp_path, written({"run": config}, tmp_path / "configs.json"))
+    path = tmp_path / "run" / checkpoint.FILE
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    assert all(finding.whole for finding in verify(path))
+    served, said = checkpoint.load(path), []
+    collection = serving_collection(served, said.append)
+    assert "no multiple of 4" in said[0]
+    offsets = torch.tensor([0, *served.columns.table_rows]).cumsum(0)
+    for i, table in enumerate(tables_of(collection).values()):
+        assert torch.equal(table.weight[:, :2], served.model.tables.weight[offsets[i] : offsets[i + 1]])
+        assert not table.weight[:, 2:].any()
+
+
+@pytest.mark.parametrize(
+    ("model", "training", "said"),
+    [
+        ({"tables": "hashed", "inner_dim": None}, {}, "model.tables"),
+        ({"inner_dim": None, "served_rank": 1}, {}, "served_rank"),
+        ({"served_as": "int8"}, {}, "served_as"),
+        ({"start_as": ()}, {}, "start_as"),
+        ({}, {"optimizer": "adam"}, "training.optimizer"),
+        ({}, {"precision": "bfloat16"}, "training.precision"),
+        ({}, {"also_measure": ("spectra",)}, "also_measure"),
+        ({}, {"sharding": "row_wise"}, "row_wise"),
+        ({}, {"sharding": "column_wise", "optimizer": "adagrad"}, "column_wise"),
+    ],
+)
+def test_what_torchrec_cannot_do_is_refused(model, training, said, small_mlet):
+    config = dataclasses.replace(
+        small_mlet,
+        model=dataclasses.replace(small_mlet.model, **model),
+        training=dataclasses.replace(small_mlet.training, **training),
+    )
+    with pytest.raises(engine.EngineError, match=said):
+        engine.check(config, torch.device("cpu"))
