@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command("sweep", _sweep, "all runs of a grid that have no record yet, then its table and figures")
     add("config", help=CONFIG)
     add("--data", type=Path, metavar="DIR", help=data)
-    jobs = "worker processes; default: one per GPU, or one per core if there is none; of Slurm: tasks at once; all"
+    jobs = "worker processes; default: one per GPU, or one per core if there is none; with slurm: tasks at once"
     add("--jobs", type=int, metavar="N", help=jobs)
     launcher = "slurm: hand the runs to its queue and return; all other options go to sbatch; default: local"
     add("--launcher", choices=["local", "slurm"], default="local", help=launcher)

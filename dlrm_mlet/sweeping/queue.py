@@ -86,7 +86,7 @@ def places(*outs: Path) -> dict[Path, Place]:
     for task in waiting:
         place = listed.get((task.name, task.index))
         if place is None and why:
-            place = Place(task.job, "unknown", f"handed to Slurm as job {task.job}, and {why}")
+            place = Place(task.job, "unknown", f"handed to Slurm, but {why}")
         elif place is None and task.log is not None:
             place = Place(task.job, "gone", f"job {task.job} left the queue: {_end_of(task.log)}")
         if place is not None:
@@ -126,6 +126,8 @@ def _notes(out: Path) -> Iterator[tuple[dict[str, Any], Path]]:
             written = json.loads(path.read_text(encoding="utf-8"))
             if not written.keys() >= {"job", "since", "tasks"}:
                 raise ValueError(f"has {', '.join(written)}")
+        except FileNotFoundError:  # sbatch has refused it just now
+            continue
         except (ValueError, AttributeError) as error:
             raise QueueError(f"{path}: doesn't say what was handed to Slurm: {error}; delete it to forget it") from None
         yield written, path.parent

@@ -69,10 +69,11 @@ def _state(name: str, directory: Path, place: Place | None) -> State:
 
 
 def text(states: list[State], out: Path) -> str:
-    """What to print: a line for each run that is at work or needs a look, for what others wait, then the counts."""
-    shown = [f"{state.name}: {state.state}, {state.said}" for state in states if state.said and state.state != QUEUED]
-    reasons = Counter(state.said for state in states if state.state == QUEUED)
-    shown += [f"{count} {QUEUED}: {reason}" for reason, count in reasons.most_common()]
+    """What to print: a line for each run that is at work or needs a look, for what the others wait, then the counts."""
+    told = [state for state in states if state.said]
+    shown = [f"{state.name}: {state.state}, {state.said}" for state in told if state.state not in (QUEUED, "waiting")]
+    reasons = Counter(f"{state.state}: {state.said}" for state in told if state.state in (QUEUED, "waiting"))
+    shown += [f"{count} {reason}" for reason, count in reasons.most_common()]
     counts = Counter(state.state for state in states)
     parts = ", ".join(f"{counts[name]} {name}" for name in STATES if counts[name])
     if busy := at_work(out):

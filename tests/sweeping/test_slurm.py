@@ -272,10 +272,10 @@ def test_where_the_queue_can_not_be_asked_nothing_is_handed_over_and_the_files_t
     status = ["status", str(experiment.path), "--out", str(cluster.out)]
     assert main(status) == 0
     said = capsys.readouterr().out
-    assert "waiting, handed to Slurm as job 101_0, and squeue --noheader failed: slurm_load_jobs error: Unable" in said
+    assert "6 waiting: handed to Slurm, but squeue --noheader failed: slurm_load_jobs error: Unable" in said
     (cluster.home / "squeue").unlink()
     assert main(status) == 0
-    assert "and squeue isn't here; expected a machine of a Slurm cluster" in capsys.readouterr().out
+    assert "but squeue isn't here; expected a machine of a Slurm cluster" in capsys.readouterr().out
     with pytest.raises(ColumnsError):  # the local launcher goes on from there: each run is guarded by itself
         sweep(experiment, clicks_directory / "nowhere", cluster.out, CPU)
     monkeypatch.setattr(queue, "SECONDS", 0.1)
