@@ -27,15 +27,13 @@ if [ "$1" = stop ]; then
     exit
 fi
 [ "$(id -u)" = 0 ] || { echo "Slurm's daemons need root here" >&2; exit 1; }
-if ! command -v slurmctld slurmd munged sbatch > /dev/null; then
+mkdir -p "$dir/state" "$dir/spool" "$dir/munge"
+if ! type slurmctld slurmd munged sbatch > /dev/null 2>&1; then
     command -v apt-get > /dev/null || { echo "there is no Slurm, and no apt-get to install it" >&2; exit 1; }
     export DEBIAN_FRONTEND=noninteractive
     { apt-get update && apt-get install --yes --no-install-recommends slurm-wlm munge; } > "$dir/apt.log" 2>&1 ||
         { echo "apt-get couldn't install slurm-wlm and munge: $(tail -n 1 "$dir/apt.log")" >&2; exit 1; }
 fi
-mkdir -p "$dir/state" "$dir/spool"
-# munged wants its own user's directories, which no one else can write to
-mkdir -p -m 755 "$dir/munge"
 dd if=/dev/urandom of="$dir/munge/key" bs=1024 count=1 status=none
 chmod 600 "$dir/munge/key"
 munged --force --key-file="$dir/munge/key" --socket="$dir/munge/socket" --pid-file="$dir/munged.pid" \
