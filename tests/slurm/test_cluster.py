@@ -62,7 +62,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         subprocess.run([SCRIPT, "stop", directory], check=True)
 
 
-def until(holds: Callable[[], object], what: str, seconds: float = 90) -> None:
+def until(holds: Callable[[], object], what: str, seconds: float = 300) -> None:
     """Wait for it."""
     end = time.monotonic() + seconds
     while not holds():
