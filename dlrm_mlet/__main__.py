@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -10,10 +11,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dlrm_mlet import stopping
 from dlrm_mlet.extras import MissingExtraError
+
+if TYPE_CHECKING:
+    from dlrm_mlet.sweeping.sweep import Launcher
 
 ROOT = Path("results")
 DATA = Path("data")
@@ -32,6 +36,16 @@ EXAMPLES = {
     "compare": "results/flights/paper-grid.csv:mlet results/flights/paper-grid.csv:single",
 }
 CONFIG = "an experiment's .toml file, or the name of a built-in one, such as flights/paper-grid"
+
+
+class _Parser(argparse.ArgumentParser):
+    """What it doesn't know with --launcher slurm is sbatch's."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # as argparse has it
+        options, unknown = super().parse_known_args(args, namespace)
+        if getattr(options, "launcher", None) == "slurm":
+            options.sbatch, unknown = [*getattr(options, "sbatch", []), *unknown], []
+        return options, unknown
 
 
 def command() -> None:
@@ -81,7 +95,7 @@ def _stopped() -> int:
 def _parser() -> argparse.ArgumentParser:
     from dlrm_mlet import __version__
 
-    parser = argparse.ArgumentParser(prog="dlrm-mlet", description="Multi-layer embedding training (MLET) for DLRM.")
+    parser = _Parser(prog="dlrm-mlet", description="Multi-layer embedding training (MLET) for DLRM.")
     parser.add_argument("--version", action="version", version=f"dlrm-mlet {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -131,9 +145,10 @@ def _parser() -> argparse.ArgumentParser:
     add = command("sweep", _sweep, "all runs of a grid that have no record yet, then its table and figures")
     add("config", help=CONFIG)
     add("--data", type=Path, metavar="DIR", help=data)
-    add(
-        "--jobs", type=int, metavar="N", help="worker processes; default: one per GPU, or one per core if there is none"
-    )
+    jobs = "worker processes; default: one per GPU, or one per core if there is none; with slurm: tasks at once"
+    add("--jobs", type=int, metavar="N", help=jobs)
+    launcher = "slurm: hand the runs to its queue and return; all other options go to sbatch; default: local"
+    add("--launcher", choices=["local", "slurm"], default="local", help=launcher)
     add(
         "--out",
         type=Path,
@@ -146,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write into the published table, one that git tracks: see CONTRIBUTING.md",
     )
 
-    add = command("status", _status, "what of a sweep is finished, at work, stopped, failed and waiting")
+    add = command("status", _status, "what of a sweep is finished, at work, in the queue, stopped, failed and waiting")
     add("config", help=CONFIG)
     add("--out", type=Path, metavar="DIR", help="of the runs; default: results/<dataset>/<config>")
 
@@ -256,31 +271,32 @@ def _train(options: argparse.Namespace) -> None:
 def _sweep(options: argparse.Namespace) -> None:
     from dlrm_mlet import config
     from dlrm_mlet.data import columns
-    from dlrm_mlet.sweeping import tuning
-    from dlrm_mlet.sweeping.sweep import FailedRuns, sweep
-    from dlrm_mlet.training import device
+    from dlrm_mlet.sweeping import status, tuning
+    from dlrm_mlet.sweeping.sweep import FailedRuns
 
-    experiment = config.load(options.config)
+    launch, experiment = _launcher(options), config.load(options.config)
     out = options.out or ROOT / experiment.dataset / experiment.path.stem
     if out.name in ("", ".."):  # the table beside it needs a name
         out = out.resolve()
-    data, devices = options.data or DATA / experiment.dataset, device.workers(options.jobs)
-    trials: list[Any] = []
-    if experiment.tuning:
-        experiment, trials = tuning.tune(experiment, data, out / "trials", devices)
+    data = options.data or DATA / experiment.dataset
+    tuned = tuning.tune(experiment, data, out / "trials", launch) if experiment.tuning else (experiment, [])
     failed: FailedRuns | None = None
     try:
-        runs = sweep(experiment, data, out, devices)
+        runs = launch(tuned[0], data, out) if tuned else None
     except FailedRuns as error:
         failed, runs = error, error.runs
         if not runs:
             raise
+    if tuned is None or runs is None:
+        print(status.text(status.status(experiment, out), out))
+        print("the same call goes on when Slurm has done these")
+        return
 
     from dlrm_mlet.reporting import publishing, report, results
 
     tables = results.tables([(run.point, record) for run, record in runs], columns.load(data).schema)
-    if trials:
-        tables["-trials"] = results.rows([(run.point, record) for run, record in trials])
+    if tuned[1]:
+        tables["-trials"] = results.rows([(run.point, record) for run, record in tuned[1]])
     table, told = publishing.store(out, tables, options.publish)
     print(report.summary([results.as_row(row) for row in tables[""]]))
     diverged = sum(record.status == "diverged" for _, record in runs)
@@ -291,6 +307,17 @@ def _sweep(options: argparse.Namespace) -> None:
         print(path)
     if failed is not None:
         raise failed
+
+
+def _launcher(options: argparse.Namespace) -> "Launcher":
+    if options.launcher == "slurm":
+        from dlrm_mlet.sweeping import slurm
+
+        return functools.partial(slurm.submit, flags=slurm.flags(options.sbatch), jobs=options.jobs)
+    from dlrm_mlet.sweeping.sweep import sweep
+    from dlrm_mlet.training import device
+
+    return functools.partial(sweep, devices=device.workers(options.jobs))
 
 
 def _status(options: argparse.Namespace) -> None:

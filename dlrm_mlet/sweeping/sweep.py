@@ -4,7 +4,7 @@ import itertools
 import multiprocessing
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from dlrm_mlet.data import columns
 from dlrm_mlet.data.columns import Columns
 from dlrm_mlet.data.schema import Schema
 from dlrm_mlet.extras import needs
-from dlrm_mlet.files import alone, write_json
-from dlrm_mlet.sweeping import worker
+from dlrm_mlet.files import BusyError, alone
+from dlrm_mlet.sweeping import queue, worker
 from dlrm_mlet.training import record
 from dlrm_mlet.training.device import CPU, USABLE, free_memory
 from dlrm_mlet.training.record import Record
@@ -59,6 +59,10 @@ class PlannedRun:
         return record.of_run(self.directory, self.point.config, self.seed, loaded.schema)
 
 
+Launcher = Callable[[Experiment, Path, Path], list[tuple[PlannedRun, Record]] | None]
+"""An experiment, its data and where its runs lie -> all its records; None where others are at work on them."""
+
+
 def plan(experiment: Experiment, out: Path) -> list[PlannedRun]:
     """Every point once per seed, each in its own directory of `out`."""
     return [PlannedRun(p, seed, directory(out, p, seed)) for p in experiment.points for seed in experiment.seeds]
@@ -67,6 +71,14 @@ def plan(experiment: Experiment, out: Path) -> list[PlannedRun]:
 def directory(out: Path, point: Point, seed: int) -> Path:
     """Where a run of an experiment leaves its record, such as <out>/mlet/inner_dim=64,embedding_dim=4,seed=0."""
     return out / ",".join(filter(None, [point.label, f"seed={seed}"]))
+
+
+def unfinished(runs: list[PlannedRun], loaded: Columns) -> list[PlannedRun]:
+    """Those without a record. Raises RecordError where another run's lies there, TrainingError on useless columns."""
+    missing = [run for run in runs if run.record(loaded) is None]
+    for config in {run.point.config for run in missing}:
+        check_data(config, loaded)
+    return missing
 
 
 def sweep(
@@ -78,9 +90,14 @@ def sweep(
     run that was stopped goes on from its checkpoint. One that fails leaves its reason in failed.json, and the others go
     on. Raises RecordError where a record in `out` was made by another config or on other columns, ColumnsError where
     the data set isn't there, DeviceError before anything starts where a run can't fit a device, BusyError where
-    another sweep is at work in `out`, and at the end FailedRuns where some failed.
+    another sweep is at work in `out` or Slurm has some of its runs, and at the end FailedRuns where some failed.
     """
     with alone(out, "sweep"):
+        if theirs := [place for place in queue.places(out).values() if place.live]:
+            jobs = " ".join(sorted({place.job.partition("_")[0] for place in theirs}))
+            raise BusyError(
+                f"{out}: Slurm has {len(theirs)} of its runs; expected --launcher slurm, or none there: scancel {jobs}"
+            )
         return _sweep(experiment, data, out, devices)
 
 
@@ -89,13 +106,11 @@ def _sweep(
 ) -> list[tuple[PlannedRun, Record]]:
     runs = plan(experiment, out)
     loaded = columns.load(data)
-    missing = [run for run in runs if run.record(loaded) is None]
-    for config in {run.point.config for run in missing}:
-        check_data(config, loaded)
+    missing = unfinished(runs, loaded)
     for config, device in itertools.product({run.point.config for run in missing}, set(devices)):
         check_device(config, loaded.schema, device, share=USABLE)
     # the longest first, so that no core waits for one at the end
-    jobs = sorted(_jobs(missing, loaded.schema, devices), key=lambda job: job.bytes, reverse=True)
+    jobs = sorted(jobs_of(missing, loaded.schema, devices), key=lambda job: job.bytes, reverse=True)
     done = len(runs) - len(missing)
     with tqdm(
         total=len(runs), initial=done, desc="runs", unit=" runs", disable=None, leave=False, dynamic_ncols=True
@@ -107,8 +122,7 @@ def _sweep(
                 done += 1
                 if reason is not None:
                     reasons[directory] = reason
-                    directory.mkdir(parents=True, exist_ok=True)
-                    write_json(directory / worker.FAILED, {"reason": reason})
+                    worker.fail(directory, reason)
                 told = _last(directory) if reason is None else f"failed: {reason}"
                 bar.set_postfix_str(told)
                 if bar.disable:  # no terminal: a line per run
@@ -140,7 +154,7 @@ class Job:
     bytes: int
 
 
-def _jobs(missing: list[PlannedRun], schema: Schema, devices: list[torch.device]) -> Iterator[Job]:
+def jobs_of(missing: list[PlannedRun], schema: Schema, devices: list[torch.device]) -> Iterator[Job]:
     """A job for each run; on GPUs one for all the seeds of a point, where their memory allows it."""
     on_gpus = devices[0].type != "cpu"
     # what goes to a GPU is made in the CPU's memory

@@ -5,11 +5,9 @@ import itertools
 import statistics
 from pathlib import Path
 
-import torch
-
 from dlrm_mlet import config
 from dlrm_mlet.config import Experiment, Point, Tuning
-from dlrm_mlet.sweeping.sweep import PlannedRun, sweep
+from dlrm_mlet.sweeping.sweep import Launcher, PlannedRun
 from dlrm_mlet.training.record import Record
 
 Values = tuple[float, ...]
@@ -60,9 +58,12 @@ class Search:
 
 
 def tune(
-    experiment: Experiment, data: Path, out: Path, devices: list[torch.device]
-) -> tuple[Experiment, list[tuple[PlannedRun, Record]]]:
+    experiment: Experiment, data: Path, out: Path, launch: Launcher
+) -> tuple[Experiment, list[tuple[PlannedRun, Record]]] | None:
     """Search for the best keys of every point, all points at once; returns the tuned experiment and all trials.
+
+    `launch` makes the trials of a round. Where it leaves them to others, there is nothing to return yet: the search
+    goes on when they are done.
 
     The score is the mean validation AUC over the trials' seeds; a trial that diverged scores below all others. Trials
     leave records in `out` like any run, so that a stopped search goes on where it was.
@@ -77,7 +78,9 @@ def tune(
         print(f"tuning, round {number}: {len(trials)} trials for {len(searches)} points", flush=True)
         points = tuple(search.trial(values) for search, values in trials)
         batch = dataclasses.replace(experiment, seeds=experiment.tuning.seeds, points=points)
-        found = sweep(batch, data, out, devices)
+        found = launch(batch, data, out)
+        if found is None:
+            return None
         runs += found
         for (search, values), point in zip(trials, points, strict=True):
             of_trial = [score(record) for run, record in found if run.point is point]

@@ -1,11 +1,14 @@
 """A sweep's worker process: from its first moment, before torch is there, it ends with its parent; then it trains."""
 
+import json
 import multiprocessing
 import os
 import signal
 import threading
 from pathlib import Path
 from typing import Any
+
+from dlrm_mlet.files import write_json
 
 FAILED = "failed.json"
 """In a run's directory, why it failed; the next try removes it."""
@@ -36,17 +39,43 @@ def start(data: Path, places: Any, lock: Any) -> None:
 
 def train(job: Any) -> str | None:
     """Make the runs of a `sweep.Job`; returns the reason where that failed."""
+    _bar.set_description(f"{job.point.short} seed {','.join(map(str, job.seeds))}")
+    return make(job, _columns, _device, _bar)
+
+
+def make(job: Any, columns: Any, device: Any, bar: Any = None) -> str | None:
+    """The same on these columns and this device, and with this bar."""
     from dlrm_mlet.training.run import train_together  # noqa: PLC0415
 
-    _bar.set_description(f"{job.point.short} seed {','.join(map(str, job.seeds))}")
     try:
         for directory in job.seeds.values():
             (directory / FAILED).unlink(missing_ok=True)
-        train_together(job.point.config, _columns, job.seeds, bar=_bar, device=_device)
+        train_together(job.point.config, columns, job.seeds, bar=bar, device=device)
     except Exception as error:  # one bad run is no reason not to make the others
-        said = " ".join(str(error).split())
-        return said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
+        return said_by(error)
     return None
+
+
+def said_by(error: Exception) -> str:
+    """Why a run failed, in one line."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
+
+
+def fail(directory: Path, reason: str) -> None:
+    """Leave the reason in a run's directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / FAILED, {"reason": reason})
+
+
+def failure(directory: Path) -> str | None:
+    """The reason that was left there; None where there is none."""
+    try:
+        return str(json.loads((directory / FAILED).read_text(encoding="utf-8"))["reason"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError):
+        return "for a reason that can't be read"
 
 
 def _end_with_parent() -> None:

@@ -1,10 +1,12 @@
 """The search spends the same trials on each point, and goes on until the best lies at no edge of what was tried."""
 
+import functools
 import math
 
 import pytest
 
 from dlrm_mlet import config
+from dlrm_mlet.sweeping.sweep import sweep
 from dlrm_mlet.sweeping.tuning import Search, score, tune
 from dlrm_mlet.toml import ConfigError
 from tests.sweeping.test_sweep import CPU, times
@@ -64,12 +66,12 @@ def test_a_search_that_ends_early_spends_its_trials_around_the_next_best(experim
 
 
 def test_points_are_tuned_on_validation_alone_and_a_second_call_makes_no_run(experiment, clicks_directory, tmp_path):
-    tuned, trials = tune(experiment, clicks_directory, tmp_path / "trials", 2 * CPU)
+    tuned, trials = tune(experiment, clicks_directory, tmp_path / "trials", functools.partial(sweep, devices=2 * CPU))
     before = times(tmp_path / "trials")
     assert len(before) == len(trials) >= 2 * 2 * experiment.tuning.trials
     assert any(record.metrics for _, record in trials)
     assert all(set(record.metrics) == {"validation"} for _, record in trials if record.metrics)
-    again, _ = tune(experiment, clicks_directory, tmp_path / "trials", 2 * CPU)
+    again, _ = tune(experiment, clicks_directory, tmp_path / "trials", functools.partial(sweep, devices=2 * CPU))
     assert (tuned.points, tuned.tuning) == (again.points, None)
     assert times(tmp_path / "trials") == before
     for point in tuned.points:

@@ -142,7 +142,7 @@ def experiment(tmp_path):
 def jobs(experiment, clicks, tmp_path, device, monkeypatch, free):
     monkeypatch.setattr(sweep, "free_memory", lambda _: free)
     planned = sweep.plan(experiment, tmp_path / "out")[1:]  # the first is finished
-    return [tuple(job.seeds) for job in sweep._jobs(planned, clicks.schema, [torch.device(device)])]
+    return [tuple(job.seeds) for job in sweep.jobs_of(planned, clicks.schema, [torch.device(device)])]
 
 
 def test_a_sweep_on_a_gpu_trains_the_seeds_of_a_point_together_where_they_fit(
