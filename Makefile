@@ -17,6 +17,7 @@ install: $(installed)  ## the package and all its extras into .venv
 $(installed): setup.cfg pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --no-deps torchrec
 	touch $@
 
 preprocess: $(installed)  ## raw file -> data/: DATASET=name or my-data.toml, RAW=clicks.csv

@@ -3,6 +3,9 @@
 import contextlib
 from collections.abc import Iterator
 
+MORE = {"torchrec": " && pip install --no-deps torchrec==1.8.0"}
+"""What an extra can't ask for: TorchRec asks for a build of FBGEMM that fails on a machine without CUDA."""
+
 
 class MissingExtraError(ImportError):
     """A room's packages that aren't installed: names the one that is missing, and the pip command."""
@@ -14,4 +17,7 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise MissingExtraError(f"{error.name} isn't installed; expected pip install 'dlrm-mlet[{extra}]'") from None
+        more = MORE.get(extra, "")
+        raise MissingExtraError(
+            f"{error.name} isn't installed; expected pip install 'dlrm-mlet[{extra}]'{more}"
+        ) from None
