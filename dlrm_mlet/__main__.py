@@ -256,6 +256,8 @@ def _train(options: argparse.Namespace) -> None:
         if options.engine == "torchrec":
             from dlrm_mlet.distributed import engine
 
+            if start is not None:
+                raise ConfigError("--from: expected --engine plain, which can start from a checkpoint")
             where = stack.enter_context(engine.processes(options.device))
             record = engine.train(config, data, seed, out, where, not options.fresh, watch)
         else:

@@ -349,7 +349,7 @@ class Run:
             step, seconds, curve = progress["step"], progress["seconds"], progress["curve"]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise TrainingError(
-                f"{path}: not a checkpoint of a sharded run: {error}; delete it, or use --fresh"
+                f"{path}: not a sharded run's checkpoint: {error}; delete it, or use --fresh"
             ) from None
         for key, value in self._identity().items():
             if was[key] != value:

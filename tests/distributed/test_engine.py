@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -14,13 +16,16 @@ import torch
 
 pytest.importorskip("torchrec")
 
+from dlrm_mlet.__main__ import main
 from dlrm_mlet.config import Config
 from dlrm_mlet.data.columns import load
 from dlrm_mlet.distributed import engine, serving_collection
+from dlrm_mlet.distributed.collapsing import CollapsedError
 from dlrm_mlet.tables.collections import tables_of
 from dlrm_mlet.training import checkpoint, record
-from dlrm_mlet.training.run import train
+from dlrm_mlet.training.run import TrainingError, train
 from dlrm_mlet.verify import verify
+from tests import pretend_gpu
 from tests.training.test_bags import write_bags
 
 HERE = Path(__file__).parent
@@ -163,3 +168,82 @@ def test_what_torchrec_cannot_do_is_refused(model, training, said, small_mlet):
     )
     with pytest.raises(engine.EngineError, match=said):
         engine.check(config, torch.device("cpu"))
+
+
+@pytest.fixture
+def alone_here(monkeypatch):
+    """This process as a group of one; what the engine silences is heard again afterwards."""
+    # the stand-in for a GPU, which other tests have, is none that torch could copy checkpoints from
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(getattr(torch, pretend_gpu.NAME), "is_available", lambda: False)
+    with warnings.catch_warnings(), engine.processes("cpu") as device:
+        warnings.simplefilter("ignore")
+        yield device
+    logging.disable(logging.NOTSET)
+
+
+def test_another_runs_shards_are_refused(clicks, small_mlet, tmp_path, alone_here):
+    class Stopped(Exception):
+        pass
+
+    def stop(self):
+        raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(engine.Run, "finish", stop)
+        engine.train(small_mlet, clicks, 0, tmp_path, alone_here)
+    for config, seed, said in (
+        (small_mlet, 1, "another seed"),
+        (dataclasses.replace(small_mlet, training=dataclasses.replace(small_mlet.training, **SHORT)), 0, "config"),
+    ):
+        with pytest.raises(TrainingError, match=said):
+            engine.train(config, clicks, seed, tmp_path, alone_here)
+    (shard,) = (tmp_path / engine.SHARDS).iterdir()
+    (shard / engine.PROGRESS).write_text("{}")
+    with pytest.raises(TrainingError, match="not a sharded run's checkpoint"):
+        engine.train(small_mlet, clicks, 0, tmp_path, alone_here)
+    fresh = engine.train(small_mlet, clicks, 0, tmp_path, alone_here, resume=False)
+    assert fresh.status == "finished"
+    assert engine.train(small_mlet, clicks, 0, tmp_path, alone_here) == fresh
+
+
+def test_a_sharded_run_that_diverges_says_so_and_leaves_no_model(clicks, small_mlet, tmp_path, alone_here):
+    wild = dataclasses.replace(small_mlet, training=dataclasses.replace(small_mlet.training, table_learning_rate=1e9))
+    found = engine.train(wild, clicks, 0, tmp_path, alone_here)
+    assert (found.status, found.metrics) == ("diverged", None)
+    assert not (tmp_path / checkpoint.FILE).exists()
+
+
+def test_a_run_that_serves_int8_has_no_collection_of_torchrecs(clicks, small_mlet, tmp_path):
+    small = dataclasses.replace(small_mlet, model=dataclasses.replace(small_mlet.model, served_as="int8"))
+    train(small, clicks, 0, tmp_path)
+    with pytest.raises(CollapsedError, match="serves QuantizedTables"):
+        serving_collection(checkpoint.load(tmp_path / checkpoint.FILE))
+
+
+def test_the_command_line_has_the_engine(clicks_directory, tmp_path, capsys):
+    config = tmp_path / "my.toml"
+    config.write_text(
+        'dataset = "clicks"\n[model]\nembedding_dim = 4\ninner_dim = 8\nbottom_mlp = [8]\ntop_mlp = [8]\n'
+        "[training]\nmax_steps = 3\n"
+    )
+    call = [
+        "train",
+        str(config),
+        "--data",
+        str(clicks_directory),
+        "--out",
+        str(tmp_path / "run"),
+        "--engine",
+        "torchrec",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(call) == 0
+        assert main([*call, "--set", "training.sharding='row_wise'"]) == 1
+        assert main([*call, "--from", str(tmp_path / "run" / "checkpoint.pt")]) == 1
+    logging.disable(logging.NOTSET)
+    said = capsys.readouterr().err
+    assert "row_wise" in said
+    assert "--from: expected --engine plain" in said
+    assert record.read(tmp_path / "run").provenance["engine"] == "torchrec, 1 processes"
