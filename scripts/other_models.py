@@ -6,7 +6,7 @@
 For each embedding dimension and each side the rates of the tables and of all else are searched on validation: from
 three rates of the tables on, around the best, at least --trials of them and until the best has no neighbour that wasn't
 tried. Then --seeds fresh seeds are trained, and test is read once for each. Tables of 100 rows and more are converted.
-Controls, with the rates of MLET searched anew for each: W2 frozen (`frozen`), and d of 4 alone.
+The control, with rates searched for itself: W2 frozen (`frozen`), at d = 4. --arms leaves some out.
 """
 
 import argparse
@@ -227,13 +227,13 @@ if __name__ == "__main__":
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--embedding-dim", type=int, nargs="+", default=[4, 2, 8, 16])
+    parser.add_argument("--arms", nargs="+", choices=["single", "mlet", "frozen"], default=["single", "mlet", "frozen"])
     parser.add_argument("--out", type=Path, default=Path("results"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     place = options.out / options.dataset / f"{options.model}-adam"
     work = Work(columns.load(Path("data") / options.dataset), options.model, place)
-    points = [Point(arm, d) for d in options.embedding_dim for arm in ("single", "mlet")]
-    points += [Point("frozen", 4)] if 4 in options.embedding_dim else []
+    points = [Point(arm, d) for d in options.embedding_dim for arm in options.arms if arm != "frozen" or d == 4]
     chosen = {}
     for point in points:
         chosen[point] = work.best(point, options.trials, (0.001, 0.004, 0.016))
