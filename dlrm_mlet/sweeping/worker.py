@@ -39,10 +39,13 @@ def train(job: Any) -> str | None:
     from dlrm_mlet.training.run import train_together  # noqa: PLC0415
 
     _bar.set_description(f"{job.point.short} seed {','.join(map(str, job.seeds))}")
+    variants: dict[int, dict[Path, Any]] = {}
+    for run in job.others:
+        variants.setdefault(run.seed, {})[run.directory] = run.point.config
     try:
-        for directory in job.seeds.values():
-            (directory / FAILED).unlink(missing_ok=True)
-        train_together(job.point.config, _columns, job.seeds, bar=_bar, device=_device)
+        for run in job.runs:
+            (run.directory / FAILED).unlink(missing_ok=True)
+        train_together(job.point.config, _columns, job.seeds, bar=_bar, device=_device, variants=variants)
     except Exception as error:  # one bad run is no reason not to make the others
         said = " ".join(str(error).split())
         return said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
