@@ -221,10 +221,16 @@ def two_orders(
 ) -> None:
     """Two results of each method, a row a method and a panel a group, with what is to be said of each at the right.
 
-    Open circles are the first result, filled squares the second; bars are standard deviations over seeds.
+    Open circles are the first result, filled squares the second, dots the seeds; bars are standard deviations, and one
+    that is far wider than others runs out at the edge.
     """
     rows = max(map(len, found.values()))
-    title = f"{measure} by {names[0]}, and by {names[1]}: mean ± standard deviation"
+    every = [values for methods in found.values() for one, other, _ in methods.values() for values in (one, other)]
+    bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in every]
+    reach = [min(bar, 3 * statistics.median(bars)) + 0.002 for bar in bars]
+    ends = [(statistics.fmean(v) - r, statistics.fmean(v) + r) for v, r in zip(every, reach, strict=True)]
+    n = " to ".join(str(count) for count in sorted({min(map(len, every)), max(map(len, every))}))
+    title = f"{measure} by {names[0]}, and by {names[1]}: mean ± standard deviation, n = {n}"
     with _figure(path, len(found), title, 6.8, 1.7 + 0.27 * rows) as axes:
         for ax, (group, methods) in zip(axes, found.items(), strict=True):
             for i, (one, other, _) in enumerate(methods.values()):
@@ -235,10 +241,12 @@ def two_orders(
                     (other, means[1], {"marker": "s", "color": COLOURS[0]}),
                 ):
                     bar = statistics.stdev(values) if len(values) > 1 else 0.0
+                    ax.plot(values, [-i] * len(values), ".", markersize=3, alpha=0.6, color=look["color"])
                     ax.errorbar(mean, -i, xerr=bar, capsize=3, linestyle="", **look)  # type: ignore[arg-type]
             places = [-i for i in range(len(methods))]
             ax.set_yticks(places, list(methods), fontsize=8)
             ax.set_ylim(-len(methods) + 0.4, 0.6)
+            ax.set_xlim(min(low for low, _ in ends), max(high for _, high in ends))
             beside = ax.secondary_yaxis("right")
             beside.set_yticks(places, [said for *_, said in methods.values()], fontsize=8)
             beside.tick_params(length=0)
