@@ -33,16 +33,26 @@ class ModelConfig:
     """The gathered table is uniform in ±initial_scale/sqrt(n) at the start."""
     start_as: tuple[int, ...] | None = None
     """Start at the W of a model with these inner dimensions ([]: a single layer), by the QR of Theorem 2.1."""
-    tables: Literal["full", "hashed", "quotient-remainder", "mixed-dimension"] = "full"
+    tables: Literal["full", "hashed", "quotient-remainder", "mixed-dimension", "robe", "tensor-train", "min-count"] = (
+        "full"
+    )
     """Full: a row per value, one layer or more. The others are rivals: see dlrm_mlet/tables/rivals.py."""
     collisions: int = 4
-    """By what factor hashed and quotient-remainder tables have fewer rows."""
+    """By what factor hashed and quotient-remainder tables have fewer rows, and the array of robe fewer numbers."""
+    block_size: int = 8
+    """Z: how many numbers of a row lie beside each other in the array of robe."""
+    tensor_rank: int = 8
+    """Of tensor-train tables: how wide their three cores are where they meet."""
+    min_count: int = 10
+    """Of min-count tables: values that occur less often in training share one row of their table."""
     temperature: float = 0.3
     """How fast mixed dimensions fall with the number of rows."""
     served_rank: int | None = None
     """Serve the table's truncated singular value decomposition of this rank, as two factors."""
-    served_as: Literal["float32", "int8"] = "float32"
-    """int8: serve whole numbers, with a half-precision scale per row."""
+    served_as: Literal["float32", "int8", "int4"] = "float32"
+    """int8: serve whole numbers, with a half-precision scale per row; int4: with an offset per row, too."""
+    served_density: float | None = None
+    """Serve this share of the tables' numbers, those of the largest magnitude, and where each lies in its row."""
 
     @property
     def inner_dims(self) -> tuple[int, ...]:
@@ -56,17 +66,25 @@ class ModelConfig:
             value = getattr(self, key)
             if any(width < 1 for width in (value if isinstance(value, tuple) else (value,))):
                 raise ConfigError(f"model.{key.rstrip('s')} = {value}: expected widths of at least 1")
-        for key in ("projection_std", "initial_scale", "temperature", "collisions", "served_rank"):
+        for key in (
+            "projection_std", "initial_scale", "temperature", "collisions", "block_size", "tensor_rank", "min_count",
+            "served_rank", "served_density",
+        ):  # fmt: skip
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise ConfigError(f"model.{key} = {value}: expected a positive number")
         if self.tables != "full" and (self.inner_dim or self.start_as is not None or self.initial_scale != 1):
             raise ConfigError(f"model.tables = {self.tables!r}: goes without inner_dim, start_as and initial_scale")
-        if self.tables != "full" and (self.served_rank or self.served_as != "float32"):
+        if self.tables != "full" and (self.served_rank or self.served_as != "float32" or self.served_density):
             raise ConfigError(f'model.tables = {self.tables!r}: can\'t be served otherwise; expected tables = "full"')
         if self.served_rank and (self.inner_dim or self.served_as != "float32"):
             raise ConfigError(
-                "model.served_rank: is of float32 tables of a single layer; expected no inner_dim or int8"
+                "model.served_rank: is of float32 tables of a single layer; expected no inner_dim or served_as"
+            )
+        if self.served_density and (self.served_density >= 1 or self.served_rank or self.served_as != "float32"):
+            raise ConfigError(
+                f"model.served_density = {self.served_density}: expected a share below 1, without served_rank and "
+                "served_as"
             )
         if self.inner_dim == ():
             raise ConfigError("model.inner_dim = []: expected at least one width; leave it out for a single layer")
@@ -139,6 +157,14 @@ class Config:
     dataset: str
     model: ModelConfig
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def as_trained(config: Config) -> Config:
+    """The same without what is of serving alone: runs of one seed that have it in common train to the same bits."""
+    plain: dict[str, Any] = {
+        key.name: key.default for key in dataclasses.fields(ModelConfig) if key.name.startswith("served_")
+    }
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **plain))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ while they collapse them. The time of an exchange between two processes, by its 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -16,12 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
 from dlrm_mlet.data import columns
@@ -64,6 +66,7 @@ def equality(steps: int | None, shardings: Sequence[str], counts: Sequence[int])
     """Lines of a table: the largest difference of a weight, and that of test AUC, after so many steps or an epoch."""
     lines = ["| run | sharding | processes | largest difference of a weight | of test AUC | ms a step |",
              "|---|---|---|---|---|---|"]  # fmt: skip
+    smallest = []
     chosen = {name: config for name, config in configs(steps).items() if steps or config.dataset == "flights"}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -77,7 +80,9 @@ def equality(steps: int | None, shardings: Sequence[str], counts: Sequence[int])
         for count in counts:
             on(count, "runs", home / "configs.json", home / str(count))
         for name, config in chosen.items():
-            plain = train(config, columns.load(Path("data") / config.dataset), 0, home / name)
+            with nearest_to_a_kink() as inputs:
+                plain = train(config, columns.load(Path("data") / config.dataset), 0, home / name)
+            smallest.append(f"{name} {min(inputs):.0e}")
             weights = checkpoint.read(home / name / checkpoint.FILE)["model"]
             assert plain.metrics is not None
             lines.append(f"| {name} | none: the plain engine | 1 | – | – | {1000 * plain.seconds / plain.steps:.1f} |")
@@ -92,7 +97,24 @@ def equality(steps: int | None, shardings: Sequence[str], counts: Sequence[int])
                 step = 1000 * found.seconds / found.steps
                 lines.append(f"| {name} | {sharding} | {count} | {most:.1e} | {auc:.0e} | {step:.1f} |")
                 print(lines[-1], flush=True)
-    return lines
+    return [*lines, "", f"Smallest input of a ReLU in training, but for 0: {'; '.join(smallest)}."]
+
+
+@contextlib.contextmanager
+def nearest_to_a_kink() -> Iterator[list[float]]:
+    """Of each ReLU in the block, while gradients are taken: the smallest absolute value of its inputs, 0 left out."""
+    found: list[float] = []
+
+    def look(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        if isinstance(module, nn.ReLU) and torch.is_grad_enabled():
+            values = inputs[0].detach().abs()
+            found.append(values[values > 0].min().item())
+
+    hook = nn.modules.module.register_module_forward_hook(look)
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 def make_runs(configs_json: str, out: str) -> None:

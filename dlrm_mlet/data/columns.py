@@ -62,6 +62,12 @@ class Columns:
         start = sum(self.schema.rows[name] for name in SPLITS[: SPLITS.index(split)])
         return start, start + self.schema.rows[split]
 
+    def counts(self) -> list[Tensor]:
+        """(n,) of each categorical column, on the CPU: how often each of its values occurs among the training rows."""
+        columns = self.sparse[slice(*self.range("train"))].split(self.schema.slots, 1)
+        pairs = zip(columns, self.schema.table_rows, strict=True)
+        return [torch.bincount(column[column >= 0], minlength=n).cpu() for column, n in pairs]
+
     def lacks_a_label(self, split: str) -> str | None:
         """Why the split has no AUC, where all its labels are alike; else None."""
         labels = self.label[slice(*self.range(split))].unique().tolist()

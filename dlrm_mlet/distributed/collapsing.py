@@ -88,7 +88,9 @@ def load_collapsed(model: nn.Module, directory: Path | str) -> None:
         for key, name in saved["tables"].items():
             table = np.load(directory / name, mmap_mode="r")
             if table.shape != tuple(mine[key].shape):
-                raise CollapsedError(f"{directory}: {key} has the shape {table.shape}; expected {tuple(mine[key].shape)}")
+                raise CollapsedError(
+                    f"{directory}: {key} has the shape {table.shape}; expected {tuple(mine[key].shape)}"
+                )
             for first in range(0, len(table), 1 << 20):
                 part = slice(first, first + (1 << 20))
                 mine[key][part].copy_(torch.from_numpy(np.array(table[part])))

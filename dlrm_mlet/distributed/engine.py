@@ -71,6 +71,7 @@ def check(config: Config, device: torch.device) -> None:
     reasons = {
         f'model.tables = "{model.tables}": expected "full"': model.tables != "full",
         "model.served_rank: expected a run without": model.served_rank is not None,
+        "model.served_density: expected a run without": model.served_density is not None,
         f'model.served_as = "{model.served_as}": expected "float32", and export --quantize afterwards':
             model.served_as != "float32",
         "model.start_as: expected a run without": model.start_as is not None,
@@ -348,9 +349,7 @@ class Run:
             }
             step, seconds, curve = progress["step"], progress["seconds"], progress["curve"]
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise TrainingError(
-                f"{path}: not a sharded run's checkpoint: {error}; delete it, or use --fresh"
-            ) from None
+            raise TrainingError(f"{path}: not a sharded run's checkpoint: {error}; delete it, or use --fresh") from None
         for key, value in self._identity().items():
             if was[key] != value:
                 raise TrainingError(f"{path}: made with another {key}; delete it, or choose another --out")

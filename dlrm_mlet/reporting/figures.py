@@ -35,7 +35,7 @@ class Point(Protocol):
 
 
 NAMES = {"auc": "AUC", "log_loss": "LogLoss (nats)"}
-MARKERS = "s^Dv<>P*Xdph"
+MARKERS = "s^Dv<>P*Xdphx+"
 STYLE: Any = {
     "font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "svg.hashsalt": "dlrm_mlet",
     "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False,
@@ -176,7 +176,7 @@ def over_bytes(rows: Sequence[Row], name: str, path: Path) -> None:
         for i, arm in enumerate(arms):
             mine = sorted(point[1:] for point in points if point[0] == arm)
             sizes, means, bars = (list(column) for column in zip(*mine, strict=True))
-            line = "" if arm in ("hashed", "quotient-remainder", "mixed-dimension") else "-"
+            line = "-" if arm.startswith(("single", "mlet", "low-rank", "pruned")) else ""
             ax.errorbar(sizes, means, yerr=bars, capsize=2, linestyle=line, label=arm, **_look(i))
         ax.set_xscale("log", base=2)
         smallest, largest = (extreme(point[1] for point in points) for extreme in (min, max))
@@ -211,6 +211,53 @@ def pareto(points: Sequence[tuple[str, int, float, float]]) -> list[tuple[str, i
         if not front or point[2] > front[-1][2]:
             front.append(point)
     return front
+
+
+def two_orders(
+    found: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float], str]]],
+    names: tuple[str, str],
+    measure: str,
+    path: Path,
+) -> None:
+    """Two results of each method, a row a method and a panel a group, with what is to be said of each at the right.
+
+    Open circles are the first result, filled squares the second, dots the seeds; bars are standard deviations, and one
+    that is far wider than others runs out at the edge.
+    """
+    rows = max(map(len, found.values()))
+    every = [values for methods in found.values() for one, other, _ in methods.values() for values in (one, other)]
+    bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in every]
+    reach = [min(bar, 3 * statistics.median(bars)) + 0.002 for bar in bars]
+    ends = [(statistics.fmean(v) - r, statistics.fmean(v) + r) for v, r in zip(every, reach, strict=True)]
+    n = " to ".join(str(count) for count in sorted({min(map(len, every)), max(map(len, every))}))
+    title = f"{measure} by {names[0]}, and by {names[1]}: mean ± standard deviation, n = {n}"
+    with _figure(path, len(found), title, 6.8, 1.7 + 0.27 * rows) as axes:
+        for ax, (group, methods) in zip(axes, found.items(), strict=True):
+            for i, (one, other, _) in enumerate(methods.values()):
+                means = [statistics.fmean(values) for values in (one, other)]
+                ax.plot(means, [-i, -i], color="0.75", linewidth=1, zorder=1)
+                for values, mean, look in (
+                    (one, means[0], {"marker": "o", "color": COLOURS[5], "markerfacecolor": "white"}),
+                    (other, means[1], {"marker": "s", "color": COLOURS[0]}),
+                ):
+                    bar = statistics.stdev(values) if len(values) > 1 else 0.0
+                    ax.plot(values, [-i] * len(values), ".", markersize=3, alpha=0.6, color=look["color"])
+                    ax.errorbar(mean, -i, xerr=bar, capsize=3, linestyle="", **look)  # type: ignore[arg-type]
+            places = [-i for i in range(len(methods))]
+            ax.set_yticks(places, list(methods), fontsize=8)
+            ax.set_ylim(-len(methods) + 0.4, 0.6)
+            ax.set_xlim(min(low for low, _ in ends), max(high for _, high in ends))
+            beside = ax.secondary_yaxis("right")
+            beside.set_yticks(places, [said for *_, said in methods.values()], fontsize=8)
+            beside.tick_params(length=0)
+            beside.spines["right"].set_visible(False)
+            ax.set_xlabel(measure)
+            ax.set_title(f"{group}; at the right: rank by the one → by the other", fontsize=9)
+        axes[0].errorbar([], [], label=names[0], linestyle="", marker="o", color=COLOURS[5], markerfacecolor="white")
+        axes[0].errorbar([], [], label=names[1], linestyle="", marker="s", color=COLOURS[0])
+        axes[0].legend(
+            frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.6 / (1.7 + 0.27 * rows)), ncols=2
+        )
 
 
 def spectra(found: Sequence[Spectrum], name: str, path: Path) -> None:

@@ -66,6 +66,8 @@ class Claim:
     """Where there are no groups: what the table comes to."""
     experiments: tuple[str, ...] = ()
     """What the table is read from."""
+    figure: Callable[["Tables", Path], None] | None = None
+    """Where there are no groups: draws the table into <path>.png and .svg."""
 
 
 class Tables:

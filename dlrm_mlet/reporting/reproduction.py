@@ -75,6 +75,12 @@ def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | No
             figures.forest({name: _first_measure(its) for name, its in drawn.items()}, list(claim.groups),
                            MARGIN if claim.is_equality else None, claim.text, path)  # fmt: skip
             written += figures.files(path)
+        if claim.figure is not None:
+            for name in found:
+                path = out / FIGURES / f"{claim.name}-{name}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                claim.figure(Tables(directory / name), path)
+                written += figures.files(path)
     with replacing(out / "claims.csv") as partial:
         partial.write_text(as_csv(judged), encoding="utf-8")
     with replacing(page) as partial:
@@ -189,6 +195,8 @@ def _section(claim: Claim, found: Outcomes, out: str, directory: str) -> list[st
     if any(outcome.points for outcome in found.values()):
         lines += [f"![{claim.text}: differences with their intervals]({out}/{FIGURES}/{claim.name}.svg)", ""]
     for name, outcome in found.items():
+        if claim.figure:
+            lines += [f"![{claim.text}: {name}]({out}/{FIGURES}/{claim.name}-{name}.svg)", ""]
         lines += _of_dataset(claim, name, outcome, directory)
     return lines[:-1]
 

@@ -4,7 +4,7 @@ import itertools
 import multiprocessing
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from dlrm_mlet.config import Experiment, Point
+from dlrm_mlet.config import Config, Experiment, Point, as_trained
 from dlrm_mlet.data import columns
 from dlrm_mlet.data.columns import Columns
 from dlrm_mlet.data.schema import Schema
@@ -87,7 +87,8 @@ def sweep(
     """Make the runs of the experiment that have no record in `out`, and return all records.
 
     `devices` has one entry a worker process, several of them "cpu" as it may be; fewer work where memory is short. A
-    run that was stopped goes on from its checkpoint. One that fails leaves its reason in failed.json, and the others go
+    run that was stopped goes on from its checkpoint. Runs that differ in what is served alone are trained once, and
+    each leaves what it would by itself. One that fails leaves its reason in failed.json, and the others go
     on. Raises RecordError where a record in `out` was made by another config or on other columns, ColumnsError where
     the data set isn't there, DeviceError before anything starts where a run can't fit a device, BusyError where
     another sweep is at work in `out` or Slurm has some of its runs, and at the end FailedRuns where some failed.
@@ -117,16 +118,16 @@ def _sweep(
     ) as bar:
         reasons: dict[Path, str] = {}
         for job, reason in _train_all(deque(jobs), data, devices[: len(jobs)]):
-            bar.update(len(job.seeds))
-            for seed, directory in job.seeds.items():
+            bar.update(len(job.runs))
+            for run in job.runs:
                 done += 1
                 if reason is not None:
-                    reasons[directory] = reason
-                    worker.fail(directory, reason)
-                told = _last(directory) if reason is None else f"failed: {reason}"
+                    reasons[run.directory] = reason
+                    worker.fail(run.directory, reason)
+                told = _last(run.directory) if reason is None else f"failed: {reason}"
                 bar.set_postfix_str(told)
                 if bar.disable:  # no terminal: a line per run
-                    print(f"{done} of {len(runs)}: {job.point.short}, seed {seed}: {told}", flush=True)
+                    print(f"{done} of {len(runs)}: {run.point.short}, seed {run.seed}: {told}", flush=True)
     records = [(run, run.record(loaded)) for run in runs]
     for run, found in records:
         if found is None:
@@ -152,21 +153,38 @@ class Job:
     point: Point
     seeds: dict[int, Path]
     bytes: int
+    others: tuple[PlannedRun, ...] = ()
+    """Runs of these seeds that differ in what is served alone."""
+
+    @property
+    def runs(self) -> list[PlannedRun]:
+        """All that it leaves."""
+        return [*(PlannedRun(self.point, seed, out) for seed, out in self.seeds.items()), *self.others]
 
 
 def jobs_of(missing: list[PlannedRun], schema: Schema, devices: list[torch.device]) -> Iterator[Job]:
-    """A job for each run; on GPUs one for all the seeds of a point, where their memory allows it."""
+    """A job for each run that is trained; on GPUs one for all the seeds of a point, where their memory allows it."""
     on_gpus = devices[0].type != "cpu"
     # what goes to a GPU is made in the CPU's memory
     free = min(USABLE * min(map(free_memory, devices)), free_memory(CPU) / len(devices))
-    for point, same in itertools.groupby(missing, key=lambda run: run.point):
-        seeds = {run.seed: run.directory for run in same}
-        together = memory_needed(point.config, schema, len(seeds))
-        if on_gpus and can_train_together(point.config) and together <= free:
-            yield Job(point, seeds, together)
+    alike: dict[tuple[Config, int], list[PlannedRun]] = {}
+    for run in missing:
+        alike.setdefault((as_trained(run.point.config), run.seed), []).append(run)
+    for point, same in itertools.groupby(alike.values(), key=lambda runs: runs[0].point):
+        groups = list(same)
+        together = _job(groups, schema)
+        if on_gpus and can_train_together(point.config) and together.bytes <= free:
+            yield together
         else:
-            for seed, out in seeds.items():
-                yield Job(point, {seed: out}, memory_needed(point.config, schema))
+            yield from (_job([group], schema) for group in groups)
+
+
+def _job(groups: Sequence[Sequence[PlannedRun]], schema: Schema) -> Job:
+    """Of each seed the runs that are trained as one: the first is, and the others are served of it."""
+    first, others = [group[0] for group in groups], [run for group in groups for run in group[1:]]
+    configs = {run.point.config for run in (first[0], *others)}
+    needed = max(memory_needed(config, schema, len(groups)) for config in configs)
+    return Job(first[0].point, {run.seed: run.directory for run in first}, needed, tuple(others))
 
 
 def _train_all(waiting: deque[Job], data: Path, devices: list[torch.device]) -> Iterator[tuple[Job, str | None]]:

@@ -58,7 +58,7 @@ class Task:
         missing = [run for run in self.runs if run.record(loaded) is None]
         for job in jobs_of(missing, loaded.schema, [where]):
             if (reason := worker.make(job, loaded, where)) is not None:
-                yield from ((directory, reason) for directory in job.seeds.values())
+                yield from ((run.directory, reason) for run in job.runs)
 
     def _traces(self) -> dict[Path, int]:
         paths = (run.directory / name for run in self.runs for name in (checkpoint.FILE, record.FILE))

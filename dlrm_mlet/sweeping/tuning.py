@@ -3,10 +3,11 @@
 import dataclasses
 import itertools
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from dlrm_mlet import config
-from dlrm_mlet.config import Experiment, Point, Tuning
+from dlrm_mlet.config import Config, Experiment, Point, Tuning, as_trained
 from dlrm_mlet.sweeping.sweep import Launcher, PlannedRun
 from dlrm_mlet.training.record import Record
 
@@ -62,6 +63,9 @@ def tune(
 ) -> tuple[Experiment, list[tuple[PlannedRun, Record]]] | None:
     """Search for the best keys of every point, all points at once; returns the tuned experiment and all trials.
 
+    Points that differ in what is served alone make the trials of each other, so that none is trained twice, and each
+    chooses by its own form of serving.
+
     `launch` makes the trials of a round. Where it leaves them to others, there is nothing to return yet: the search
     goes on when they are done.
 
@@ -72,7 +76,7 @@ def tune(
     searches = [Search(point, experiment.tuning) for point in experiment.points]
     runs: list[tuple[PlannedRun, Record]] = []
     for number in itertools.count(1):
-        trials = [(search, values) for search in searches for values in search.next_trials()]
+        trials = next_of_all(searches)
         if not trials:
             break
         print(f"tuning, round {number}: {len(trials)} trials for {len(searches)} points", flush=True)
@@ -91,6 +95,14 @@ def tune(
                 f"  {search.best.short}: validation AUC {max(search.scores.values()):.4f}, the best so far", flush=True
             )
     return dataclasses.replace(experiment, points=tuple(search.best for search in searches), tuning=None), runs
+
+
+def next_of_all(searches: Sequence[Search]) -> list[tuple[Search, Values]]:
+    """The trials of a round: of each search what it wants next, and what those want that train as it does."""
+    wanted: dict[Config, dict[Values, None]] = {}
+    for search in searches:
+        wanted.setdefault(as_trained(search.point.config), {}).update(dict.fromkeys(search.next_trials()))
+    return [(search, values) for search in searches for values in wanted[as_trained(search.point.config)]]
 
 
 def score(record: Record) -> float:

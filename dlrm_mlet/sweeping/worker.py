@@ -47,10 +47,13 @@ def make(job: Any, columns: Any, device: Any, bar: Any = None) -> str | None:
     """The same on these columns and this device, and with this bar."""
     from dlrm_mlet.training.run import train_together  # noqa: PLC0415
 
+    variants: dict[int, dict[Path, Any]] = {}
+    for run in job.others:
+        variants.setdefault(run.seed, {})[run.directory] = run.point.config
     try:
-        for directory in job.seeds.values():
-            (directory / FAILED).unlink(missing_ok=True)
-        train_together(job.point.config, columns, job.seeds, bar=bar, device=device)
+        for run in job.runs:
+            (run.directory / FAILED).unlink(missing_ok=True)
+        train_together(job.point.config, columns, job.seeds, bar=bar, device=device, variants=variants)
     except Exception as error:  # one bad run is no reason not to make the others
         return said_by(error)
     return None

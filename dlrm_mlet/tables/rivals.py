@@ -5,11 +5,13 @@ B rows of a batch; F categorical features; n rows of one feature's table; D embe
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlrm_mlet.tables.quantize import Rows
 from dlrm_mlet.tables.spectrum import gram
 from dlrm_mlet.tables.stacked import MLETTables, SingleLayerTables, Tables, make_tables
 
@@ -93,6 +95,168 @@ def mixed_dimensions(table_rows: Sequence[int], embedding_dim: int, temperature:
     smallest = min(table_rows)
     exact = [max(1, round(embedding_dim * (smallest / n) ** temperature)) for n in table_rows]
     return [min(embedding_dim, 2 ** round(math.log2(width))) for width in exact]
+
+
+class RobeTables(Tables):
+    """ROBE-Z (Desai et al., 2022): all tables' numbers in one array M, in blocks of Z that lie at hashed places.
+
+    Number j of row x of table e is M[(h + j % Z) % size], with h = (a e + b x + c (j // Z) + d) % PRIME % size and
+    a to d drawn once: blocks overlap, and the array goes round. The paper's sign, which is optional there, is left out.
+    """
+
+    PRIME = 2**31 - 1
+    factors: Tensor
+    blocks: Tensor
+    within: Tensor
+
+    def __init__(
+        self,
+        table_rows: Sequence[int],
+        embedding_dim: int,
+        size: int,
+        block_size: int,
+        generator: torch.Generator | None,
+    ):
+        super().__init__(table_rows, embedding_dim)
+        bound = 1 / math.sqrt(max(table_rows))
+        self.array = nn.Parameter(torch.empty(size, 1).uniform_(-bound, bound, generator=generator))
+        self.register_buffer("factors", torch.randint(1, self.PRIME, (4,), generator=generator))
+        columns = torch.arange(embedding_dim)
+        self.register_buffer("blocks", columns // block_size, persistent=False)
+        self.register_buffer("within", columns % block_size, persistent=False)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """(B, F) ids -> (B, F, D)."""
+        return F.embedding(self.places(ids), self.array, sparse=True).squeeze(-1)
+
+    def places(self, ids: Tensor) -> Tensor:
+        """(B, F) ids -> (B, F, D): where in the array each number lies."""
+        a, b, c, d = self.factors
+        of_rows = a * torch.arange(ids.shape[1], device=ids.device) + b * ids.long() + d  # (B, F), below 2^63
+        hashed = (of_rows.unsqueeze(-1) + c * self.blocks) % self.PRIME % len(self.array)  # (B, F, D)
+        return (hashed + self.within) % len(self.array)
+
+
+class TensorTrainTables(Tables):
+    """TT-Rec (Yin et al., 2021): a large table as three cores, from which a row is multiplied; small ones stay whole.
+
+    An id is three digits, of which each chooses a slice of its core: q1 x R, R x q2 R and R x q3, with q1 q2 q3 = D and
+    R the rank. At the start a number of the product has the variance of the uniform one in ±1/sqrt(n), from normal
+    cores; the authors draw again those that are near 0. `cores` hold all large tables' slices, one below another.
+    """
+
+    cores: Any  # three tables, in an nn.ModuleList
+    split: Tensor
+    order: Tensor
+    radix: Tensor
+
+    def __init__(self, table_rows: Sequence[int], embedding_dim: int, rank: int, generator: torch.Generator | None):
+        super().__init__(table_rows, embedding_dim)
+        large = [f for f, n in enumerate(table_rows) if n > SPLIT_ABOVE]
+        small = [f for f, n in enumerate(table_rows) if n <= SPLIT_ABOVE]
+        digits = [three_digits(table_rows[f]) for f in large]
+        self.shapes = core_shapes(embedding_dim, rank)
+        self.cores = nn.ModuleList()
+        for i, (high, wide) in enumerate(self.shapes):
+            core = make_tables([each[i] for each in digits], (), high * wide, 1.0, generator)
+            for f, part in zip(large, core.weight.data.split(core.table_rows), strict=True):
+                part.normal_(0, (3 * table_rows[f] * rank**2) ** (-1 / 6), generator=generator)
+            self.cores.append(core)
+        self.whole = make_tables([table_rows[f] for f in small], (), embedding_dim, 1.0, generator)
+        self.register_buffer("split", torch.tensor(large + small), persistent=False)
+        self.register_buffer("order", self.split.argsort(), persistent=False)
+        self.register_buffer("radix", torch.tensor(digits, dtype=torch.int64).view(-1, 3), persistent=False)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """(B, F) ids -> (B, F, D)."""
+        large, small = ids[:, self.split].tensor_split([len(self.radix)], dim=1)
+        _, second, third = self.radix.unbind(1)  # (large tables,) each
+        chosen = (large // (second * third), large // third % second, large % third)
+        parts = (core.lookup(digit) for core, digit in zip(self.cores, chosen, strict=True))
+        first, middle, last = (part.unflatten(2, shape) for part, shape in zip(parts, self.shapes, strict=True))
+        pairs = (first @ middle).flatten(2).unflatten(2, (-1, last.shape[2]))  # (B, large, q1 q2, R)
+        return torch.cat(((pairs @ last).flatten(2), self.whole.lookup(small)), dim=1)[:, self.order]
+
+
+def three_digits(n: int) -> tuple[int, int, int]:
+    """Bases of three digits that number n rows, as equal as can be."""
+    side = next(side for side in range(round(n ** (1 / 3)), n + 1) if side**3 >= n)
+    return side, side, math.ceil(n / side**2)
+
+
+def core_shapes(embedding_dim: int, rank: int) -> tuple[tuple[int, int], ...]:
+    """Of a slice of each core, as a matrix: the three factors of D are as equal as can be."""
+    divisors = [q for q in range(1, embedding_dim + 1) if embedding_dim % q == 0]
+    pairs = [(a, b) for a in divisors for b in divisors if embedding_dim % (a * b) == 0]
+    q1, q2 = min(pairs, key=lambda pair: sum(pair) + embedding_dim // math.prod(pair))
+    return (q1, rank), (rank, q2 * rank), (rank, embedding_dim // (q1 * q2))
+
+
+class MinCountTables(Tables):
+    """Values that are rare in training share a row, the last of their table, as where a dictionary leaves them out."""
+
+    places: Tensor
+    first: Tensor
+
+    def __init__(
+        self, table_rows: Sequence[int], embedding_dim: int, places: Tensor, generator: torch.Generator | None
+    ):
+        """`places` (N,): the row of each value of all tables in its own one: see `without_rare`."""
+        super().__init__(table_rows, embedding_dim)
+        first = torch.tensor([0, *table_rows[:-1]]).cumsum(0)
+        rows = [int(each.max()) + 1 for each in places.split(self.table_rows)]
+        self.kept = make_tables(rows, (), embedding_dim, 1.0, generator)
+        self.register_buffer("places", places.int())
+        self.register_buffer("first", first, persistent=False)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """(B, F) ids -> (B, F, D)."""
+        return self.kept.lookup(self.places[ids + self.first])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows alone: `places` stands for the dictionary, which has no entry for a rare value."""
+        return self.kept.nbytes
+
+
+def without_rare(counts: Sequence[Tensor], min_count: int) -> Tensor:
+    """(n,) counts of each table's values in training -> (N,) the row of each in its own table, the rare ones' last."""
+    kept = [count >= min_count for count in counts]
+    return torch.cat([torch.where(each, each.cumsum(0) - 1, each.sum()) for each in kept])
+
+
+class PrunedRows(Rows):
+    """The share of a table's numbers with the largest magnitude, the others being 0; by rows, as CSR has them.
+
+    Magnitude pruning (Han et al., 2015) at its plainest: once, after training, one threshold for all tables, and no
+    training afterwards. `codes` (kept,) are the numbers, `columns` (kept,) where in its row each lies, in one byte up
+    to D = 256, and `starts` (n + 1,) where each row's begin, in four.
+    """
+
+    columns: Tensor
+    starts: Tensor
+
+    def __init__(self, weight: Tensor, density: float):
+        super().__init__(weight.shape, weight.dtype)
+        flat, (n, width) = weight.detach().flatten(), weight.shape
+        kept = flat.abs().topk(max(1, round(density * flat.numel())), sorted=False).indices.sort().values
+        starts = F.pad(torch.bincount(kept // width, minlength=n).cumsum(0), (1, 0))
+        self.register_buffer("codes", flat[kept])
+        self.register_buffer("columns", (kept % width).to(_smallest(width - 1)))
+        self.register_buffer("starts", starts.to(_smallest(max(len(kept), 256))))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """See Rows."""
+        begin, end = self.starts[ids].unsqueeze(-1), self.starts[ids.long() + 1].unsqueeze(-1)
+        places = begin + torch.arange(self.shape[1], device=ids.device)  # (*, D)
+        is_own, places = places < end, places.clamp(max=len(self.codes) - 1)
+        found = torch.where(is_own, self.codes[places], 0)
+        return torch.zeros_like(found).scatter_add(-1, self.columns[places].long(), found).to(self.dtype)
+
+
+def _smallest(largest: int) -> torch.dtype:
+    """Of whole numbers that go so far."""
+    return next(kind for kind in (torch.uint8, torch.int32, torch.int64) if largest <= torch.iinfo(kind).max)
 
 
 class LowRankTables(MLETTables):

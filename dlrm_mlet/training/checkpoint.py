@@ -201,7 +201,9 @@ def load(path: Path) -> Served:
         config, schema = build(Config, state["config"]), build(Schema, state["columns"])
         # as it is served: the trained layers need no memory any more
         plain = dataclasses.replace(config.model, inner_dim=None, start_as=None, initial_scale=1.0)
-        model = served(build_model(plain, len(schema.dense), schema.table_rows, None, bags_of(schema)), plain)
+        places = state["model"].get("tables.places")  # of min-count tables, which only training's rows could tell
+        bags = bags_of(schema)
+        model = served(build_model(plain, len(schema.dense), schema.table_rows, None, bags, places), plain)
         model.load_state_dict(state["model"])
         model.tables.names = schema.categorical
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:

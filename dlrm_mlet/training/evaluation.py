@@ -57,11 +57,8 @@ def by_frequency(model: DLRM, columns: Columns) -> list[dict[str, Any]]:
 
 def rarest_count(columns: Columns) -> Tensor:
     """(validation rows,): how often a row's rarest id occurs among the training rows; on the CPU."""
-    training, validation = (columns.sparse[slice(*columns.range(split))] for split in ("train", "validation"))
-    slots = columns.schema.slots
+    validation = columns.sparse[slice(*columns.range("validation"))].cpu().split(columns.schema.slots, 1)
     counts = []
-    parts = zip(training.split(slots, 1), validation.split(slots, 1), columns.schema.table_rows, strict=True)
-    for known, mine, n in parts:
-        count = torch.bincount(known[known >= 0], minlength=n)
-        counts.append(torch.where(mine < 0, len(known), count[mine.clamp(min=0)]).amin(dim=1))
-    return torch.stack(counts).amin(dim=0).cpu()
+    for mine, count in zip(validation, columns.counts(), strict=True):
+        counts.append(torch.where(mine < 0, columns.schema.rows["train"], count[mine.clamp(min=0)]).amin(dim=1))
+    return torch.stack(counts).amin(dim=0)

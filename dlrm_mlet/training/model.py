@@ -27,8 +27,12 @@ from dlrm_mlet.tables.quantize import QuantizedTables, make_rows
 from dlrm_mlet.tables.rivals import (
     SPLIT_ABOVE,
     HashedTables,
+    MinCountTables,
     MixedDimensionTables,
+    PrunedRows,
     QuotientRemainderTables,
+    RobeTables,
+    TensorTrainTables,
     truncated,
 )
 from dlrm_mlet.tables.stacked import Bags, SingleLayerTables, Tables, make_tables, start_at
@@ -105,12 +109,15 @@ def build(
     table_rows: Sequence[int],
     generator: torch.Generator | None,
     bags: Bags | None = None,
+    places: Tensor | None = None,
 ) -> DLRM:
     """A new DLRM for so many dense columns, and tables of n rows each, started from `generator`.
 
-    Raises ConfigError where tables of the config's kind can't have multi-valued features.
+    `places` is of min-count tables: see `build_tables`. Raises ConfigError where tables of the config's kind can't have
+    multi-valued features.
     """
-    return DLRM(*around(config, dense_width, build_tables(config, table_rows, generator, bags), generator))
+    tables = build_tables(config, table_rows, generator, bags, places)
+    return DLRM(*around(config, dense_width, tables, generator))
 
 
 def around(
@@ -130,9 +137,16 @@ def bags_of(schema: Schema) -> Bags | None:
 
 
 def build_tables(
-    config: ModelConfig, table_rows: Sequence[int], generator: torch.Generator | None, bags: Bags | None = None
+    config: ModelConfig,
+    table_rows: Sequence[int],
+    generator: torch.Generator | None,
+    bags: Bags | None = None,
+    places: Tensor | None = None,
 ) -> Tables:
-    """New tables of the kind that the config names."""
+    """New tables of the kind that the config names.
+
+    `places` (N,) says of min-count tables which row each value has, by training's counts; without, each has its own.
+    """
     d = config.embedding_dim
     if bags is not None and config.tables != "full":
         raise ConfigError(f'model.tables = "{config.tables}": has no multi-valued columns; expected "full"')
@@ -144,6 +158,14 @@ def build_tables(
         case "hashed":
             moduli = [math.ceil(n / config.collisions) if n > SPLIT_ABOVE else n for n in table_rows]
             return HashedTables(moduli, make_tables(moduli, (), d, config.projection_std, generator).weight.data)
+        case "robe":
+            size = math.ceil(sum(table_rows) * d / config.collisions)
+            return RobeTables(table_rows, d, size, config.block_size, generator)
+        case "tensor-train":
+            return TensorTrainTables(table_rows, d, config.tensor_rank, generator)
+        case "min-count":
+            own = torch.cat([torch.arange(n) for n in table_rows])
+            return MinCountTables(table_rows, d, own if places is None else places, generator)
     scale = config.initial_scale
     tables = make_tables(table_rows, config.inner_dims, d, config.projection_std, generator, scale, bags)
     if config.start_as is not None:
@@ -157,8 +179,14 @@ def served(model: DLRM, config: ModelConfig) -> DLRM:
     """The model that is served: collapsed, and its tables made smaller as the config says."""
     collapsed = model.collapse()
     tables = collapsed.tables
-    if isinstance(tables, SingleLayerTables) and config.served_rank is not None:
+    if not isinstance(tables, SingleLayerTables):
+        return collapsed
+    if config.served_rank is not None:
         return collapsed.with_tables(truncated(tables, config.served_rank))
-    if isinstance(tables, SingleLayerTables) and config.served_as == "int8":
+    if config.served_density is not None:
+        return collapsed.with_tables(QuantizedTables(tables, PrunedRows(tables.weight, config.served_density)))
+    if config.served_as == "int8":
         return collapsed.with_tables(QuantizedTables(tables, make_rows(tables.weight, 8)))
+    if config.served_as == "int4":
+        return collapsed.with_tables(QuantizedTables(tables, make_rows(tables.weight, 4, offset=True)))
     return collapsed

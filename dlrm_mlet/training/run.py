@@ -1,6 +1,7 @@
 """A config, columns and a seed -> a trained model, its checkpoint and its record."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import math
@@ -17,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from dlrm_mlet import toml
-from dlrm_mlet.config import Config, TrainingConfig
+from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
 from dlrm_mlet.data.columns import Columns
 from dlrm_mlet.data.schema import Schema
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import alone, replacing
-from dlrm_mlet.tables import spectrum
+from dlrm_mlet.tables import rivals, spectrum
 from dlrm_mlet.tables.stacked import MLETTables, Tables
 from dlrm_mlet.training import checkpoint, evaluation, record
 from dlrm_mlet.training.checkpoint import Served
@@ -46,8 +47,14 @@ DIVERGED_ABOVE = 1e6
 """A run with such a weight has diverged, whatever its loss is: int8 rows go up to 8e6."""
 
 
+SMALLER = {"float32": 0.0, "int8": 0.5, "int4": 1.25}
+"""What a table in few bits takes while it is made, int4's before it is packed, for each of its numbers."""
 KEPT = {"sgd": (0, 0, 0), "adagrad": (0, 1, 0), "adam": (2, 0, 1), "lazy-adam": (2, 0, 0)}
 """What an optimizer holds of a table: numbers for each of its numbers, and for each row; and while it makes a step."""
+
+
+Variants = Mapping[Path, Config]
+"""Directory -> a config that differs from a run's own in what is served alone: the run is that one's, too."""
 
 
 class TrainingError(ValueError):
@@ -64,12 +71,14 @@ def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
     rows, features = sum(schema.table_rows), sum(schema.slots)
     widths = (*model.inner_dims, model.embedding_dim)
     collapsed = model.embedding_dim if model.inner_dims else 0
-    smaller = 2 * (model.served_rank or 0) + (model.embedding_dim if model.served_as == "int8" else 0) / 2
+    smaller = 2 * (model.served_rank or 0) + model.embedding_dim * SMALLER[model.served_as]
+    if model.served_density:  # what finds the largest has a place beside each number, and places of those found
+        smaller += model.embedding_dim * (6 + 10 * model.served_density) + 1
     kept, a_row, passing = KEPT[config.training.optimizer]
     tables = rows * (((1 + kept + passing) * widths[0] + a_row) * seeds + collapsed + smaller)
     batch = min(config.training.batch_size, schema.rows["train"])
     activations = max(evaluation.ROWS, 3 * seeds * batch) * (
-        features * sum(widths) + (features + 1) ** 2 + sum(model.bottom_mlp + model.top_mlp)
+        features * (sum(widths) + _passing(model)) + (features + 1) ** 2 + sum(model.bottom_mlp + model.top_mlp)
     )
     pairs = features * (features + 1) // 2
     d = model.embedding_dim
@@ -78,6 +87,14 @@ def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
     # weights and gradients of each, what the optimizer keeps, and a copy of one in a checkpoint
     mlps *= (2 + kept + a_row) * seeds + 1
     return int(4 * (tables + activations + mlps)) + 8 * schema.rows["train"] * seeds
+
+
+def _passing(model: ModelConfig) -> int:
+    """Numbers that a lookup of one id makes, beside the vector."""
+    if model.tables == "tensor-train":
+        shapes = rivals.core_shapes(model.embedding_dim, model.tensor_rank)
+        return 2 * sum(map(math.prod, shapes)) + model.embedding_dim * model.tensor_rank
+    return 10 * model.embedding_dim if model.tables == "robe" or model.served_density else 0  # places are of 8 bytes
 
 
 def check_device(config: Config, schema: Schema, device: torch.device, seeds: int = 1, share: float = 1.0) -> None:
@@ -137,20 +154,23 @@ def train_together(
     device: torch.device = CPU,
     start: Served | None = None,
     watch: Watch | None = None,
+    variants: Mapping[int, Variants] | None = None,
 ) -> list[record.Record]:
     """The runs of some seeds, none of which is finished, in one pass: each gives what `train` gives, up to rounding.
 
-    `outs` has each seed's directory. This is for GPUs, which a batch of one seed leaves idle; a CPU does them faster
-    one by one. A run's record states its share of the time. Raises what `train` raises.
+    `outs` has each seed's directory, `variants` those of its runs that are served otherwise, and not trained again:
+    each leaves what it would alone. Several seeds are for GPUs, which a batch of one leaves idle; a CPU does them
+    faster one by one. A run's record states its share of the time. Raises what `train` raises.
     """
+    others = variants or {}
     check_device(config, columns.schema, device, len(outs))
     check_data(config, columns)
     if start is not None:
         check_start(config.model, columns.schema, start)
     with contextlib.ExitStack() as stack:
-        for out in outs.values():
+        for out in (*outs.values(), *(out for each in others.values() for out in each)):
             stack.enter_context(alone(out, "run"))
-        return _train_together(config, columns, outs, resume, bar, device, start, watch)
+        return _train_together(config, columns, outs, resume, bar, device, start, watch, others)
 
 
 def _train_together(
@@ -162,14 +182,21 @@ def _train_together(
     device: torch.device,
     start: Served | None,
     watch: Watch | None,
+    variants: Mapping[int, Variants],
 ) -> list[record.Record]:
     with threads(config.training.threads):
+        few = config.model.min_count if config.model.tables == "min-count" else None
+        places = None if few is None else rivals.without_rare(columns.counts(), few)
         # resident on a GPU if they fit beside the models; on the CPU they stay mapped
         beside = memory_needed(config, columns.schema, len(outs))
         if device.type != "cpu" and columns.nbytes + beside < USABLE * free_memory(device):
             columns = columns.to(device)
         with ThreadPoolExecutor(len(outs)) as pool:  # a large table is drawn for seconds, by one core
-            runs = list(pool.map(lambda seed: Run(config, columns, seed, outs[seed], device, start, watch), outs))
+            runs = list(pool.map(
+                lambda seed: Run(
+                    config, columns, seed, outs[seed], device, start, watch, variants.get(seed, {}), places
+                ), outs
+            ))  # fmt: skip
         if resume:
             for run in runs:
                 run.restore()
@@ -243,13 +270,15 @@ class Run:
         device: torch.device,
         start: Served | None = None,
         watch: Watch | None = None,
+        variants: Variants | None = None,
+        places: Tensor | None = None,
     ):
-        self.watch = watch
+        self.watch, self.variants = watch, variants or {}
         self.config, self.columns, self.seed, self.out, self.device = config, columns, seed, out, device
         schema = columns.schema
         # drawn on the CPU, so that a seed means the same weights on every device; it stays there until its first step
         self.model = build(
-            config.model, len(schema.dense), schema.table_rows, generator(seed, "weights"), bags_of(schema)
+            config.model, len(schema.dense), schema.table_rows, generator(seed, "weights"), bags_of(schema), places
         )
         self.started_from = None if start is None else start.digest
         if start is not None:
@@ -289,9 +318,12 @@ class Run:
                 partial.write_text("".join(json.dumps(point) + "\n" for point in self.curve), encoding="utf-8")
 
     def finish(self) -> record.Record:
-        """Measure what the steps have come to, and write the record; what is measured is in the checkpoint before."""
-        self._write_curve()
+        """Measure what the steps have come to, and write the record; what is measured is in the checkpoint before.
+
+        The variants come first, so that a run whose record is there has none left.
+        """
         if self.finished is not None:
+            self._write_curve()
             self.finished.write(self.out)
             return self.finished
         collapsed = self.model.collapse()
@@ -299,6 +331,16 @@ class Run:
         if self.diverged:  # it can't be quantized; a model of zeros can, and takes as much
             for parameter in collapsed.parameters():
                 parameter.data.zero_()
+        for out, config in self.variants.items():
+            other = copy.copy(self)
+            other.config, other.out, other.spectra = config, out, list(self.spectra)
+            out.mkdir(parents=True, exist_ok=True)
+            other._serve(collapsed)
+        return self._serve(collapsed)
+
+    def _serve(self, collapsed: DLRM) -> record.Record:
+        """The rest of `finish`, for one way to serve the collapsed model."""
+        self._write_curve()
         model = served(collapsed, self.config.model)
         splits: tuple[str, ...] = ("validation", "test") if self.config.training.read_test else ("validation",)
         absent = {split: why for split in splits if (why := self.columns.lacks_a_label(split))}
@@ -370,7 +412,7 @@ class Run:
         for key, value in mine.items():
             if its[key] != value:
                 raise TrainingError(f"{path}: made with another {key}; delete it, or choose another --out")
-        if state["served"] and "record" in state:
+        if state["served"] and "record" in state and not self.variants:
             self.finished = record.Record(**state["record"])
             self.curve = self.finished.curve
         if not state["served"]:

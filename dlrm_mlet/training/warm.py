@@ -22,7 +22,7 @@ def check_start(config: ModelConfig, schema: Schema, served: Served) -> None:
         was, now = getattr(served.config.model, key), getattr(config, key)
         if was != now:
             raise CheckpointError(f"{served.path}: its {key} is {was}; expected {now}, as in model.{key}")
-    if config.tables != "full" or not isinstance(served.model.tables, SingleLayerTables):
+    if config.tables != "full" or type(served.model.tables) is not SingleLayerTables:
         raise CheckpointError(f"{served.path}: its tables, or the config's, aren't full float32 ones; expected those")
     if any(k < config.embedding_dim for k in config.inner_dims):
         raise CheckpointError(f"{served.path}: inner_dim = {config.inner_dim} can't hold its tables; expected k >= d")

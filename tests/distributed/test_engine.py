@@ -152,6 +152,7 @@ def test_what_is_collapsed_is_a_whole_checkpoint_of_ours(clicks_directory, click
         ({"tables": "hashed", "inner_dim": None}, {}, "model.tables"),
         ({"inner_dim": None, "served_rank": 1}, {}, "served_rank"),
         ({"served_as": "int8"}, {}, "served_as"),
+        ({"served_density": 0.5}, {}, "served_density"),
         ({"start_as": ()}, {}, "start_as"),
         ({}, {"optimizer": "adam"}, "training.optimizer"),
         ({}, {"precision": "bfloat16"}, "training.precision"),

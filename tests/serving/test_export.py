@@ -12,6 +12,7 @@ from torch import nn
 
 from dlrm_mlet import convert
 from dlrm_mlet.__main__ import main
+from dlrm_mlet.config import ModelConfig
 from dlrm_mlet.data import columns
 from dlrm_mlet.data.vocabulary import load_all
 from dlrm_mlet.extras import MissingExtraError
@@ -21,6 +22,7 @@ from dlrm_mlet.serving.finished import export_served
 from dlrm_mlet.serving.session import ExportError, open_session
 from dlrm_mlet.tables.quantize import quantize
 from dlrm_mlet.training import checkpoint
+from dlrm_mlet.training.model import build, served
 
 QUIET = {"report": lambda line: None}
 
@@ -43,6 +45,20 @@ def small():
 
 def inputs(rows):
     return ({"user": torch.randint(500, (rows,)), "item": torch.randint(30, (rows,))},)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"tables": "robe"}, {"tables": "tensor-train"}, {"tables": "min-count"}, {"served_density": 0.25},
+     {"served_as": "int4"}],
+    ids=str,
+)  # fmt: skip
+def test_rivals_are_exported_as_they_are_served(keys, tmp_path):
+    config, table_rows = ModelConfig(8, (4,), (4,), **keys), (7, 500)
+    model = served(build(config, 2, table_rows, None), config)
+    ids = torch.stack([torch.randint(n, (64,)) for n in table_rows], dim=1)
+    session = open_session(export.export(model, (torch.randn(64, 2), ids), tmp_path / "m.onnx"))
+    assert check(session, model, (torch.randn(3, 2), ids[:3])) < 1e-5
 
 
 @pytest.mark.parametrize("as_int8", [False, True])

@@ -17,8 +17,10 @@ from dlrm_mlet import config
 from dlrm_mlet.__main__ import main
 from dlrm_mlet.config import Experiment
 from dlrm_mlet.files import BusyError, alone
+from dlrm_mlet.sweeping import sweep as sweeping
 from dlrm_mlet.sweeping.sweep import FailedRuns, plan, sweep
 from dlrm_mlet.sweeping.worker import train as train_job
+from dlrm_mlet.training import checkpoint
 from dlrm_mlet.training.device import DeviceError
 from dlrm_mlet.training.record import RecordError
 from dlrm_mlet.training.run import memory_needed, train
@@ -257,3 +259,57 @@ def test_a_worker_that_is_killed_takes_no_other_run_with_it(experiment, clicks_d
 def test_two_sweeps_do_not_meet(experiment, clicks_directory, tmp_path):
     with alone(tmp_path / "out", "sweep"), pytest.raises(BusyError, match=r"pid \d+ on .* is working on this sweep"):
         sweep(experiment, clicks_directory, tmp_path / "out", CPU)
+
+
+SERVED = (
+    GRID.partition("[grid]")[0]
+    + """
+[grid]
+single = { embedding_dim = [2] }
+int8 = { embedding_dim = [2], served_as = ["int8"] }
+pruned = { embedding_dim = [2], served_density = [0.5] }
+mlet = { inner_dim = [8], embedding_dim = [2] }
+"""
+)
+
+
+def test_what_differs_in_serving_alone_is_trained_once_with_the_bits_of_a_run_alone(clicks, clicks_directory, tmp_path):
+    path = tmp_path / "served.toml"
+    path.write_text(SERVED)
+    experiment = config.load(path)
+    planned = plan(experiment, tmp_path / "out")
+    jobs = list(sweeping.jobs_of(planned, clicks.schema, CPU))
+    assert [(job.point.arm, [(run.point.arm, run.seed) for run in job.others]) for job in jobs] == [
+        ("single", [("int8", seed), ("pruned", seed)]) if arm == "single" else ("mlet", [])
+        for arm in ("single", "mlet")
+        for seed in (0, 1)
+    ]
+    assert all(job.bytes == max(memory_needed(run.point.config, clicks.schema) for run in job.runs) for job in jobs)
+    runs = sweep(experiment, clicks_directory, tmp_path / "out", CPU)
+    assert [record.config["model"]["served_as"] for _, record in runs[2:4]] == ["int8", "int8"]
+    for run, _ in runs:
+        train(run.point.config, clicks, run.seed, tmp_path / "alone" / run.directory.name)
+        assert_same_bits(run.directory, tmp_path / "alone" / run.directory.name)
+        assert checkpoint.load(run.directory / checkpoint.FILE).config == run.point.config
+
+
+def test_ways_to_serve_that_come_later_are_of_the_same_weights(clicks, clicks_directory, tmp_path):
+    """Also where the first run was stopped between its served checkpoint and its record."""
+    path = tmp_path / "served.toml"
+    path.write_text(SERVED.replace("seeds = [0, 1]", "seeds = [0]"))
+    experiment = config.load(path)
+    single, *others, _ = plan(experiment, tmp_path / "out")
+    train(single.point.config, clicks, 0, single.directory)
+    (single.directory / "record.json").unlink()
+    sweep(experiment, clicks_directory, tmp_path / "out", CPU)
+    for run in (single, *others):
+        train(run.point.config, clicks, 0, tmp_path / "alone" / run.directory.name)
+        assert_same_bits(run.directory, tmp_path / "alone" / run.directory.name)
+
+
+def test_a_way_to_serve_that_diverged_is_said_of_each(clicks_directory, tmp_path):
+    path = tmp_path / "served.toml"
+    path.write_text(SERVED.replace("batch_size = 64", "batch_size = 64\ntable_learning_rate = 1e9"))
+    runs = sweep(config.load(path), clicks_directory, tmp_path / "out", CPU)
+    assert {record.status for _, record in runs} == {"diverged"}
+    assert not list((tmp_path / "out").rglob("checkpoint.pt"))

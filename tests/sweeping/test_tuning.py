@@ -7,7 +7,7 @@ import pytest
 
 from dlrm_mlet import config
 from dlrm_mlet.sweeping.sweep import sweep
-from dlrm_mlet.sweeping.tuning import Search, score, tune
+from dlrm_mlet.sweeping.tuning import Search, next_of_all, score, tune
 from dlrm_mlet.toml import ConfigError
 from tests.sweeping.test_sweep import CPU, times
 
@@ -81,6 +81,27 @@ def test_points_are_tuned_on_validation_alone_and_a_second_call_makes_no_run(exp
             means.setdefault(tuple(run.point.tuned.values())[:2], []).append(score(record))
         best = max(means, key=lambda key: sum(means[key]))
         assert tuple(point.tuned.values()) == best
+
+
+def test_what_differs_in_serving_alone_makes_the_same_trials_each_trained_once(clicks_directory, tmp_path):
+    path = tmp_path / "tuned.toml"
+    quick = TUNED.replace("[100, 101]", "[100]").replace("trials = 8", "trials = 3")
+    path.write_text(quick.replace("mlet = {", 'int8 = { embedding_dim = [2], served_as = ["int8"] }\nmlet = {'))
+    experiment = config.load(path)
+    single, int8, mlet = (Search(point, experiment.tuning) for point in experiment.points)
+    for search, better in ((single, 0.8), (int8, 0.2), (mlet, 0.2)):  # and so each goes its own way
+        search.scores = {(0.2, 0.2): float(better == 0.2), (0.2, 0.8): float(better == 0.8)}
+    of_both = [values for search in (single, int8) for values in search.next_trials()]
+    assert len(of_both) > len(set(of_both)) > len(single.next_trials())
+    asked = next_of_all([single, int8, mlet])
+    for search in (single, int8):
+        assert [values for other, values in asked if other is search] == list(dict.fromkeys(of_both))
+    assert [values for other, values in asked if other is mlet] == mlet.next_trials()
+
+    _, trials = tune(experiment, clicks_directory, tmp_path / "trials", functools.partial(sweep, devices=2 * CPU))
+    tried = {arm: {run.directory.name for run, _ in trials if run.point.arm == arm} for arm in ("single", "int8")}
+    names = {name.replace("served_as=int8,", "") for name in tried["int8"]}
+    assert tried["single"] == names
 
 
 @pytest.mark.parametrize(

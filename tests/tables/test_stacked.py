@@ -106,6 +106,9 @@ KINDS = {
     "quotient-remainder": rival("quotient-remainder"),
     "mixed-dimension": rival("mixed-dimension"),
     "hashed": rival("hashed"),
+    "robe": rival("robe"),
+    "tensor-train": rival("tensor-train"),
+    "min-count": rival("min-count"),
 }
 
 

@@ -22,6 +22,11 @@ from dlrm_mlet.training.run import train
         ({"served_as": "int8"}, "QuantizedTables"),
         ({"inner_dim": None, "served_rank": 2}, "LowRankTables"),
         ({"inner_dim": None, "tables": "hashed"}, "HashedTables"),
+        ({"inner_dim": None, "tables": "robe"}, "RobeTables"),
+        ({"inner_dim": None, "tables": "tensor-train"}, "TensorTrainTables"),
+        ({"inner_dim": None, "tables": "min-count", "min_count": 20}, "MinCountTables"),
+        ({"served_as": "int4"}, "QuantizedTables"),
+        ({"served_density": 0.3}, "QuantizedTables"),
         ({"start_as": ()}, "SingleLayerTables"),
     ],
 )

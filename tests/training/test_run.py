@@ -161,6 +161,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(clicks, small_mlet, tmp_path, mo
         ({"inner_dim": None, "tables": "hashed"}, {}, 1e-5),
         ({"inner_dim": None, "tables": "quotient-remainder"}, {}, 1e-5),
         ({"inner_dim": None, "tables": "mixed-dimension"}, {}, 1e-5),
+        ({"inner_dim": None, "tables": "robe"}, {}, 1e-5),
+        ({"inner_dim": None, "tables": "tensor-train"}, {}, 1e-5),
+        ({"inner_dim": None, "tables": "min-count", "min_count": 20}, {}, 1e-5),
+        ({"served_as": "int4"}, {}, 1e-3),  # a number at the edge of two codes takes either
+        ({"served_density": 0.3}, {}, 1e-5),
     ],
     ids=str,
 )
@@ -271,7 +276,13 @@ def big_run(model):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells")
-@pytest.mark.parametrize("model", [{"inner_dim": 128}, {"served_rank": 2}])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"inner_dim": 128}, {"served_rank": 2}, {"served_density": 0.25}, {"served_as": "int4"}, {"tables": "robe"},
+        {"tables": "tensor-train", "tensor_rank": 32}, {"tables": "min-count"},
+    ],
+)  # fmt: skip
 def test_a_run_takes_no_more_memory_than_was_said(model):
     said = training.memory_needed(*big_run(model))
     command = [sys.executable, "-c", PEAK.format(model=model)]
@@ -281,8 +292,13 @@ def test_a_run_takes_no_more_memory_than_was_said(model):
 
 @pytest.mark.parametrize("rate", ["learning_rate", "table_learning_rate"])
 @pytest.mark.parametrize(
-    "model", [{}, {"served_as": "int8"}, {"inner_dim": None, "served_rank": 2}, {"inner_dim": None, "tables": "hashed"}]
-)
+    "model",
+    [
+        {}, {"served_as": "int8"}, {"inner_dim": None, "served_rank": 2}, {"inner_dim": None, "tables": "hashed"},
+        {"served_density": 0.25}, {"inner_dim": None, "tables": "tensor-train"},
+        {"inner_dim": None, "tables": "min-count", "min_count": 20},
+    ],
+)  # fmt: skip
 def test_a_run_that_diverges_says_so_and_leaves_no_model(clicks, small_mlet, tmp_path, model, rate):
     config = dataclasses.replace(small_mlet, model=dataclasses.replace(small_mlet.model, **model))
     wild = dataclasses.replace(config, training=dataclasses.replace(config.training, **{rate: 1e9}))

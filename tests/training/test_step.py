@@ -26,6 +26,9 @@ MODELS = [
     {"tables": "hashed"},
     {"tables": "quotient-remainder"},
     {"tables": "mixed-dimension"},
+    {"tables": "robe"},
+    {"tables": "tensor-train", "tensor_rank": 3},
+    {"tables": "min-count"},
 ]
 SCHEDULES = [{}, {"table_learning_rate": 0.1}, {"freeze_projections": True}, {"optimizer": "adagrad"},
              {"optimizer": "adam"}, {"optimizer": "lazy-adam"}, {"schedule": "linear", "warm_up": 0.1}]  # fmt: skip
