@@ -131,4 +131,4 @@ def test_built_in_experiments_go_by_name_and_are_listed_where_one_is_mistyped(he
     error = capsys.readouterr().err
     said = "flights/paper-gird: no such file (did you mean flights/paper-grid?); expected a TOML file, or a built-in"
     assert error.startswith(f"dlrm-mlet: error: {said}")
-    assert "flights/{batch-size,controls," in error
+    assert "flights/{batch-size,cafe-protocol,controls," in error
