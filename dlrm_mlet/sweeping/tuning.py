@@ -6,7 +6,8 @@ import statistics
 from pathlib import Path
 
 from dlrm_mlet import config
-from dlrm_mlet.config import Experiment, Point, Tuning
+from dlrm_mlet.config import Experiment, Keep, Point, Tuning
+from dlrm_mlet.sweeping.keeping import score
 from dlrm_mlet.sweeping.sweep import Launcher, PlannedRun
 from dlrm_mlet.training.record import Record
 
@@ -77,7 +78,8 @@ def tune(
             break
         print(f"tuning, round {number}: {len(trials)} trials for {len(searches)} points", flush=True)
         points = tuple(search.trial(values) for search, values in trials)
-        batch = dataclasses.replace(experiment, seeds=experiment.tuning.seeds, points=points)
+        keep: Keep = "all" if experiment.keep == "all" else "none"  # of trials nobody wants the best seed
+        batch = dataclasses.replace(experiment, seeds=experiment.tuning.seeds, points=points, keep=keep)
         found = launch(batch, data, out)
         if found is None:
             return None
@@ -91,8 +93,3 @@ def tune(
                 f"  {search.best.short}: validation AUC {max(search.scores.values()):.4f}, the best so far", flush=True
             )
     return dataclasses.replace(experiment, points=tuple(search.best for search in searches), tuning=None), runs
-
-
-def score(record: Record) -> float:
-    """Validation AUC; 0 for a run that diverged."""
-    return record.metrics["validation"]["auc"] if record.metrics else 0.0

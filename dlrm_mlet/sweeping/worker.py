@@ -45,12 +45,14 @@ def train(job: Any) -> str | None:
 
 def make(job: Any, columns: Any, device: Any, bar: Any = None) -> str | None:
     """The same on these columns and this device, and with this bar."""
+    from dlrm_mlet.sweeping.keeping import leave  # noqa: PLC0415
     from dlrm_mlet.training.run import train_together  # noqa: PLC0415
 
     try:
         for directory in job.seeds.values():
             (directory / FAILED).unlink(missing_ok=True)
         train_together(job.point.config, columns, job.seeds, bar=bar, device=device)
+        leave(job.keep, job.seeds.values())
     except Exception as error:  # one bad run is no reason not to make the others
         return said_by(error)
     return None
