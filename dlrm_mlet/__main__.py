@@ -161,7 +161,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write into the published table, one that git tracks: see CONTRIBUTING.md",
     )
-
     add("--dry-run", action="store_true", help="print what plan prints, and start nothing")
 
     add = command("plan", _plan, "what a sweep or a run takes: memory, disk and time, before anything runs")
@@ -290,8 +289,7 @@ def _sweep(options: argparse.Namespace) -> None:
     from dlrm_mlet.sweeping.sweep import FailedRuns
 
     if options.dry_run:
-        options.devices, options.device_memory, options.engine = options.jobs, None, "plain"
-        _plan(options)
+        _print_plan(options, options.jobs)
         return
     launch, experiment = _launcher(options), config.load(options.config)
     out = options.out or ROOT / experiment.dataset / experiment.path.stem
@@ -340,13 +338,19 @@ def _launcher(options: argparse.Namespace) -> "Launcher":
 
 
 def _plan(options: argparse.Namespace) -> None:
+    _print_plan(options, options.devices, options.device_memory, options.engine)
+
+
+def _print_plan(
+    options: argparse.Namespace, count: int | None, memory: str | None = None, engine: str = "plain"
+) -> None:
     from dlrm_mlet import config
     from dlrm_mlet.sweeping import planning
 
     experiment = config.load(options.config)
     out = options.out or ROOT / experiment.dataset / experiment.path.stem
-    devices = planning.devices_for(options.devices, options.device_memory, options.launcher)
-    plan = planning.plan_of(experiment, options.data or DATA / experiment.dataset, out, devices, options.engine)
+    devices = planning.devices_for(count, memory, options.launcher)
+    plan = planning.plan_of(experiment, options.data or DATA / experiment.dataset, out, devices, engine)
     print(planning.text(plan))
     planning.check(plan)
 

@@ -26,8 +26,9 @@ class Figure(NamedTuple):
     layers: int
     """Of the tables, before the last one."""
     trained: int
-    """The width of what is gathered; and below it of what is served."""
+    """Width of what is gathered."""
     served: int
+    """Width of what is served."""
     seconds: float
 
 

@@ -17,7 +17,8 @@ from dlrm_mlet.__main__ import main
 from dlrm_mlet.config import Config, Experiment, ModelConfig, Point, TrainingConfig
 from dlrm_mlet.data import datasets
 from dlrm_mlet.data.schema import ColumnsError, Schema
-from dlrm_mlet.sweeping import durations, planning
+from dlrm_mlet.sweeping import durations, planning, worker
+from dlrm_mlet.sweeping import sweep as sweeps
 from dlrm_mlet.sweeping.durations import DurationError
 from dlrm_mlet.sweeping.keeping import leave
 from dlrm_mlet.sweeping.planning import Devices, PlanError, check, devices_for, plan_of, text
@@ -82,7 +83,7 @@ def test_what_is_finished_is_not_planned_again(tmp_path, clicks, clicks_director
     grid, out = experiment(tmp_path), tmp_path / "out"
     before = plan_of(grid, clicks_directory, out, PROCESSOR)
     assert [(need.runs, need.finished, need.missing) for need in before.needs] == 3 * [(2, 0, 2)]
-    run = planning.sweep.plan(grid, out)[3]
+    run = sweeps.plan(grid, out)[3]
     train(run.point.config, clicks, run.seed, run.directory)
     plan = plan_of(grid, clicks_directory, out, PROCESSOR)
     assert [need.missing for need in plan.needs] == [2, 1, 2]
@@ -230,7 +231,7 @@ def test_time_is_by_the_benchmark_until_the_experiment_has_records_of_its_own(tm
     grid, out = experiment(tmp_path), tmp_path / "out"
     here = dataclasses.replace(PROCESSOR, name=describe(CPU[0]))
     assert "by results/benchmarks/step-cpu.json, of " in text(plan_of(grid, clicks_directory, out, here))
-    run = planning.sweep.plan(grid, out)[2]
+    run = sweeps.plan(grid, out)[2]
     made = train(run.point.config, clicks, run.seed, run.directory)
     plan = plan_of(grid, clicks_directory, out, here)
     assert "by this experiment's own records" in text(plan)
@@ -305,6 +306,22 @@ def test_a_keep_that_came_later_holds_for_what_is_there(tmp_path, clicks_directo
     assert len(checkpoints(out)) == 3
     sweep(experiment(tmp_path, "none"), clicks_directory, out, CPU)
     assert not checkpoints(out)
+
+
+def test_what_makes_a_run_on_a_node_removes_its_checkpoint_at_once(tmp_path, clicks):
+    run = sweeps.plan(experiment(tmp_path, "none"), tmp_path)[0]
+    (job,) = sweeps.jobs_of([run], clicks.schema, CPU)
+    assert worker.make(job, clicks, CPU[0]) is None
+    assert (run.directory / "record.json").exists()
+    assert not checkpoints(tmp_path)
+
+
+def test_slurms_last_call_leaves_the_best(tmp_path, clicks_directory):
+    slurm = pytest.importorskip("dlrm_mlet.sweeping.slurm")
+    runs = sweep(experiment(tmp_path), clicks_directory, tmp_path / "out", CPU)
+    found = slurm.submit(experiment(tmp_path, "best"), clicks_directory, tmp_path / "out", {})
+    assert [record for _, record in found] == [record for _, record in runs]
+    assert len(checkpoints(tmp_path / "out")) == 3
 
 
 def test_a_run_that_goes_on_keeps_its_checkpoint(run):
