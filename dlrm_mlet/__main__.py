@@ -26,6 +26,7 @@ EXAMPLES = {
     "synthesize": "criteo-kaggle --rows 1000000 --out train.txt",
     "train": "criteo-kaggle/mlet-k64-d16 --seed 1 --set training.epochs=2",
     "sweep": "flights/paper-grid",
+    "plan": "criteo-kaggle/paper-grid --devices 8 --device-memory 80GiB",
     "status": "flights/paper-grid",
     "spectrum": "results/flights/one/seed=0/checkpoint.pt",
     "export": "checkpoint.pt --out model.onnx --quantize int8",
@@ -160,6 +161,19 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write into the published table, one that git tracks: see CONTRIBUTING.md",
     )
+    add("--dry-run", action="store_true", help="print what plan prints, and start nothing")
+
+    add = command("plan", _plan, "what a sweep or a run takes: memory, disk and time, before anything runs")
+    add("config", help=CONFIG)
+    add("--data", type=Path, metavar="DIR", help=data)
+    add("--out", type=Path, metavar="DIR", help="of the runs; default: results/<dataset>/<config>")
+    count = "GPUs, or worker processes; default: as many as sweep would use here"
+    add("--devices", type=int, metavar="N", help=count)
+    elsewhere = "plan for GPUs of so much memory, such as 80GiB, which need not be here"
+    add("--device-memory", metavar="BYTES", help=elsewhere)
+    slurm = "slurm: nodes whose memory isn't known; default: local"
+    add("--launcher", choices=["local", "slurm"], default="local", help=slurm)
+    add("--engine", choices=["plain", "torchrec"], default="plain", help="torchrec: one run spread over all devices")
 
     add = command("status", _status, "what of a sweep is finished, at work, in the queue, stopped, failed and waiting")
     add("config", help=CONFIG)
@@ -276,6 +290,9 @@ def _sweep(options: argparse.Namespace) -> None:
     from dlrm_mlet.sweeping import status, tuning
     from dlrm_mlet.sweeping.sweep import FailedRuns
 
+    if options.dry_run:
+        _print_plan(options, options.jobs)
+        return
     launch, experiment = _launcher(options), config.load(options.config)
     out = options.out or ROOT / experiment.dataset / experiment.path.stem
     if out.name in ("", ".."):  # the table beside it needs a name
@@ -320,6 +337,24 @@ def _launcher(options: argparse.Namespace) -> "Launcher":
     from dlrm_mlet.training import device
 
     return functools.partial(sweep, devices=device.workers(options.jobs))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    _print_plan(options, options.devices, options.device_memory, options.engine)
+
+
+def _print_plan(
+    options: argparse.Namespace, count: int | None, memory: str | None = None, engine: str = "plain"
+) -> None:
+    from dlrm_mlet import config
+    from dlrm_mlet.sweeping import planning
+
+    experiment = config.load(options.config)
+    out = options.out or ROOT / experiment.dataset / experiment.path.stem
+    devices = planning.devices_for(count, memory, options.launcher)
+    plan = planning.plan_of(experiment, options.data or DATA / experiment.dataset, out, devices, engine)
+    print(planning.text(plan))
+    planning.check(plan)
 
 
 def _status(options: argparse.Namespace) -> None:

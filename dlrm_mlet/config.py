@@ -11,6 +11,9 @@ from typing import Any, Literal
 from dlrm_mlet.toml import ConfigError, build, convert, override, read_toml
 
 MOST_THREADS = 1024
+Keep = Literal["all", "best", "none"]
+"""Which checkpoints of finished runs a sweep leaves: all; of each point that of the seed with the best validation AUC;
+or none. Records always stay. Trials of tuning keep theirs with all alone."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,7 @@ class Experiment:
     seeds: tuple[int, ...]
     points: tuple[Point, ...]
     tuning: Tuning | None = None
+    keep: Keep = "all"
 
 
 def built_in() -> dict[str, Path]:
@@ -259,6 +263,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     try:
         grid = table.pop("grid", None)
         tuning = _tuning(table.pop("tuning", None))
+        keep = convert(table.pop("keep", "all"), Keep, "keep")
         seeds = convert(table.pop("seeds", [0]), tuple[int, ...], "seeds")
         if len(set(seeds)) != len(seeds) or not seeds or min(seeds) < 0:
             raise ConfigError(f"seeds = {list(seeds)}: expected distinct numbers from 0 up")
@@ -267,7 +272,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         points = (Point("", {}, build(Config, table)),) if grid is None else tuple(_points(table, grid))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    return Experiment(path, points[0].config.dataset, seeds, points, tuning)
+    return Experiment(path, points[0].config.dataset, seeds, points, tuning, keep)
 
 
 def tuned(point: Point, chosen: Mapping[str, Any]) -> Point:

@@ -42,6 +42,7 @@ replaces a value of the file in `train`. {written}
 |---|---|---|---|
 | `dataset` | text | required | The data set, whose columns lie in data/<dataset> unless `--data` says otherwise. |
 | `seeds` | list of whole numbers | `[0]` | One run each; a seed decides the weights and, apart, the rows' order. |
+| `keep` | `all`, `best`, `none` | `all` | {keep} |
 
 A `[grid]` has named arms, each with lists of values for some keys of `[model]` and `[training]`. Every combination is
 run, but for those with inner_dim below embedding_dim:
@@ -87,7 +88,10 @@ def main() -> None:
 def pages() -> dict[str, str]:
     """The pages by their names."""
     sections = ((ModelConfig, "[model]"), (TrainingConfig, "[training]"), (Tuning, "[tuning]"))
-    experiment = EXPERIMENT.format(written=WRITTEN, names=", ".join(f"`{name}`" for name in config.built_in()))
+    keep = _docstrings(Path(inspect.getsourcefile(config) or ""))["Keep"].replace("\n", " ")
+    experiment = EXPERIMENT.format(
+        written=WRITTEN, keep=keep, names=", ".join(f"`{name}`" for name in config.built_in())
+    )
     for cls, title in sections:
         experiment += f"\n## {title}\n\n{inspect.getdoc(cls)}\n\n{table(cls)}\n"
     transforms = " ".join(_docstrings(Path(inspect.getsourcefile(datasets) or ""))["Transform"].split())

@@ -16,7 +16,7 @@ from dlrm_mlet.extras import needs
 from dlrm_mlet.files import alone, at_work
 from dlrm_mlet.sweeping import queue, worker
 from dlrm_mlet.sweeping.queue import QueueError
-from dlrm_mlet.sweeping.sweep import PlannedRun, plan, unfinished
+from dlrm_mlet.sweeping.sweep import PlannedRun, leave, plan, unfinished
 from dlrm_mlet.sweeping.task import LEAD, Task
 from dlrm_mlet.training.record import Record
 from dlrm_mlet.training.run import memory_needed
@@ -74,6 +74,7 @@ def submit(
         places = queue.places(out)  # before the records: what isn't in the queue any more has left its own by then
         runs, loaded = plan(experiment, out), columns.load(data)
         missing = unfinished(runs, loaded)
+        leave(runs)
         if not missing:
             return [(run, found) for run in runs if (found := run.record(loaded))]
         for place in places.values():

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from dlrm_mlet.config import Config, Experiment, Point, as_trained
+from dlrm_mlet.config import Config, Experiment, Keep, Point, as_trained
 from dlrm_mlet.data import columns
 from dlrm_mlet.data.columns import Columns
 from dlrm_mlet.data.schema import Schema
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import BusyError, alone
-from dlrm_mlet.sweeping import queue, worker
+from dlrm_mlet.sweeping import keeping, queue, worker
 from dlrm_mlet.training import record
 from dlrm_mlet.training.device import CPU, USABLE, free_memory
 from dlrm_mlet.training.record import Record
@@ -53,6 +53,7 @@ class PlannedRun:
     point: Point
     seed: int
     directory: Path
+    keep: Keep = "all"
 
     def record(self, loaded: Columns) -> Record | None:
         """Its record; None where it isn't finished. Raises RecordError where the record is another run's."""
@@ -65,7 +66,11 @@ Launcher = Callable[[Experiment, Path, Path], list[tuple[PlannedRun, Record]] | 
 
 def plan(experiment: Experiment, out: Path) -> list[PlannedRun]:
     """Every point once per seed, each in its own directory of `out`."""
-    return [PlannedRun(p, seed, directory(out, p, seed)) for p in experiment.points for seed in experiment.seeds]
+    return [
+        PlannedRun(point, seed, directory(out, point, seed), experiment.keep)
+        for point in experiment.points
+        for seed in experiment.seeds
+    ]
 
 
 def directory(out: Path, point: Point, seed: int) -> Path:
@@ -79,6 +84,13 @@ def unfinished(runs: list[PlannedRun], loaded: Columns) -> list[PlannedRun]:
     for config in {run.point.config for run in missing}:
         check_data(config, loaded)
     return missing
+
+
+def leave(runs: list[PlannedRun]) -> None:
+    """Of each point those checkpoints of finished runs that its experiment keeps."""
+    for _, seeds in itertools.groupby(runs, key=lambda run: run.point):
+        same = list(seeds)
+        keeping.leave(same[0].keep, [run.directory for run in same])
 
 
 def sweep(
@@ -108,6 +120,7 @@ def _sweep(
     runs = plan(experiment, out)
     loaded = columns.load(data)
     missing = unfinished(runs, loaded)
+    leave(runs)  # those of runs that were killed beside their record, or that another `keep` left
     for config, device in itertools.product({run.point.config for run in missing}, set(devices)):
         check_device(config, loaded.schema, device, share=USABLE)
     # the longest first, so that no core waits for one at the end
@@ -119,6 +132,8 @@ def _sweep(
         reasons: dict[Path, str] = {}
         for job, reason in _train_all(deque(jobs), data, devices[: len(jobs)]):
             bar.update(len(job.runs))
+            if reason is None:
+                leave([run for run in runs if any(run.point is each.point for each in job.runs)])
             for run in job.runs:
                 done += 1
                 if reason is not None:
@@ -153,13 +168,14 @@ class Job:
     point: Point
     seeds: dict[int, Path]
     bytes: int
+    keep: Keep = "all"
     others: tuple[PlannedRun, ...] = ()
     """Runs of these seeds that differ in what is served alone."""
 
     @property
     def runs(self) -> list[PlannedRun]:
         """All that it leaves."""
-        return [*(PlannedRun(self.point, seed, out) for seed, out in self.seeds.items()), *self.others]
+        return [*(PlannedRun(self.point, seed, out, self.keep) for seed, out in self.seeds.items()), *self.others]
 
 
 def jobs_of(missing: list[PlannedRun], schema: Schema, devices: list[torch.device]) -> Iterator[Job]:
@@ -184,7 +200,7 @@ def _job(groups: Sequence[Sequence[PlannedRun]], schema: Schema) -> Job:
     first, others = [group[0] for group in groups], [run for group in groups for run in group[1:]]
     configs = {run.point.config for run in (first[0], *others)}
     needed = max(memory_needed(config, schema, len(groups)) for config in configs)
-    return Job(first[0].point, {run.seed: run.directory for run in first}, needed, tuple(others))
+    return Job(first[0].point, {run.seed: run.directory for run in first}, needed, first[0].keep, tuple(others))
 
 
 def _train_all(waiting: deque[Job], data: Path, devices: list[torch.device]) -> Iterator[tuple[Job, str | None]]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dlrm_mlet import config
-from dlrm_mlet.config import Config, Experiment, Point, Tuning, as_trained
+from dlrm_mlet.config import Config, Experiment, Keep, Point, Tuning, as_trained
+from dlrm_mlet.sweeping.keeping import score
 from dlrm_mlet.sweeping.sweep import Launcher, PlannedRun
 from dlrm_mlet.training.record import Record
 
@@ -81,7 +82,8 @@ def tune(
             break
         print(f"tuning, round {number}: {len(trials)} trials for {len(searches)} points", flush=True)
         points = tuple(search.trial(values) for search, values in trials)
-        batch = dataclasses.replace(experiment, seeds=experiment.tuning.seeds, points=points)
+        keep: Keep = "all" if experiment.keep == "all" else "none"  # of trials nobody wants the best seed
+        batch = dataclasses.replace(experiment, seeds=experiment.tuning.seeds, points=points, keep=keep)
         found = launch(batch, data, out)
         if found is None:
             return None
@@ -103,8 +105,3 @@ def next_of_all(searches: Sequence[Search]) -> list[tuple[Search, Values]]:
     for search in searches:
         wanted.setdefault(as_trained(search.point.config), {}).update(dict.fromkeys(search.next_trials()))
     return [(search, values) for search in searches for values in wanted[as_trained(search.point.config)]]
-
-
-def score(record: Record) -> float:
-    """Validation AUC; 0 for a run that diverged."""
-    return record.metrics["validation"]["auc"] if record.metrics else 0.0

@@ -45,6 +45,7 @@ def train(job: Any) -> str | None:
 
 def make(job: Any, columns: Any, device: Any, bar: Any = None) -> str | None:
     """The same on these columns and this device, and with this bar."""
+    from dlrm_mlet.sweeping.keeping import leave  # noqa: PLC0415
     from dlrm_mlet.training.run import train_together  # noqa: PLC0415
 
     variants: dict[int, dict[Path, Any]] = {}
@@ -54,6 +55,9 @@ def make(job: Any, columns: Any, device: Any, bar: Any = None) -> str | None:
         for run in job.runs:
             (run.directory / FAILED).unlink(missing_ok=True)
         train_together(job.point.config, columns, job.seeds, bar=bar, device=device, variants=variants)
+        leave(job.keep, job.seeds.values())
+        for run in job.others:
+            leave(run.keep, [run.directory])
     except Exception as error:  # one bad run is no reason not to make the others
         return said_by(error)
     return None

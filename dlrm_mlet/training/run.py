@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,11 +61,26 @@ class TrainingError(ValueError):
     """A run that can't be made from what it was given."""
 
 
-def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
-    """Bytes that so many runs together hold at their fullest, on their device, without the columns and torch itself.
+class Memory(NamedTuple):
+    """Bytes on a run's device."""
 
-    The trained tables and what the optimizer keeps of them, at the end the collapsed ones of one run and what is
-    served of them, the orders of the rows, and one batch: of evaluation, or of training with its gradients.
+    training: int
+    """While it makes its steps."""
+    end: int
+    """When its tables are collapsed and measured."""
+
+
+def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
+    """Bytes that so many runs together hold at their fullest, as `memory_of` has them."""
+    return max(memory_of(config, schema, seeds))
+
+
+def memory_of(config: Config, schema: Schema, seeds: int = 1) -> Memory:
+    """Bytes that so many runs together hold on their device, without the columns and torch itself.
+
+    The trained tables and what the optimizer keeps of them, while it makes a step what that takes, at the end the
+    collapsed tables of one run and what is served of them; the orders of the rows, and one batch: of evaluation, or of
+    training with its gradients.
     """
     model = config.model
     rows, features = sum(schema.table_rows), sum(schema.slots)
@@ -75,7 +90,7 @@ def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
     if model.served_density:  # what finds the largest has a place beside each number, and places of those found
         smaller += model.embedding_dim * (6 + 10 * model.served_density) + 1
     kept, a_row, passing = KEPT[config.training.optimizer]
-    tables = rows * (((1 + kept + passing) * widths[0] + a_row) * seeds + collapsed + smaller)
+    tables = rows * ((1 + kept) * widths[0] + a_row) * seeds
     batch = min(config.training.batch_size, schema.rows["train"])
     activations = max(evaluation.ROWS, 3 * seeds * batch) * (
         features * (sum(widths) + _passing(model)) + (features + 1) ** 2 + sum(model.bottom_mlp + model.top_mlp)
@@ -86,7 +101,13 @@ def memory_needed(config: Config, schema: Schema, seeds: int = 1) -> int:
     mlps = sum(math.prod(pair) for shape in shapes for pair in pairwise(shape))
     # weights and gradients of each, what the optimizer keeps, and a copy of one in a checkpoint
     mlps *= (2 + kept + a_row) * seeds + 1
-    return int(4 * (tables + activations + mlps)) + 8 * schema.rows["train"] * seeds
+    both = 4 * (tables + activations + mlps) + 8 * schema.rows["train"] * seeds
+    return Memory(both + 4 * rows * passing * widths[0] * seeds, int(both + 4 * rows * (collapsed + smaller)))
+
+
+def steps_of(training: TrainingConfig, rows: int) -> int:
+    """Steps of a run on so many training rows."""
+    return min(-(-rows // training.batch_size) * training.epochs, training.max_steps or sys.maxsize)
 
 
 def _passing(model: ModelConfig) -> int:
@@ -286,7 +307,7 @@ class Run:
         self.memory: list[list[Tensor | None]] = []
         """Of the optimizers, where the run goes on from a checkpoint."""
         self.steps_per_epoch = -(-schema.rows["train"] // config.training.batch_size)
-        self.steps = min(self.steps_per_epoch * config.training.epochs, config.training.max_steps or sys.maxsize)
+        self.steps = steps_of(config.training, schema.rows["train"])
         self.step = 0
         self.seconds = 0.0
         self.diverged = False

@@ -6,8 +6,9 @@ import math
 import pytest
 
 from dlrm_mlet import config
+from dlrm_mlet.sweeping.keeping import score
 from dlrm_mlet.sweeping.sweep import sweep
-from dlrm_mlet.sweeping.tuning import Search, next_of_all, score, tune
+from dlrm_mlet.sweeping.tuning import Search, next_of_all, tune
 from dlrm_mlet.toml import ConfigError
 from tests.sweeping.test_sweep import CPU, times
 

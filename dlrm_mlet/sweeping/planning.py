@@ -1,0 +1,387 @@
+"""An experiment, its data set's sizes and the devices -> what its runs take of memory, disk and time, beforehand."""
+
+import dataclasses
+import glob
+import json
+import math
+import re
+import shutil
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dlrm_mlet.config import Config, Experiment, Keep, Point
+from dlrm_mlet.data import schema as schemas
+from dlrm_mlet.data.datasets import BUILT_IN
+from dlrm_mlet.data.schema import SPLITS, Schema
+from dlrm_mlet.sweeping import durations, sweep
+from dlrm_mlet.training import checkpoint, device, record
+from dlrm_mlet.training.device import CPU, USABLE
+from dlrm_mlet.training.model import build, served
+from dlrm_mlet.training.record import Record
+from dlrm_mlet.training.run import KEPT, Memory, memory_needed, memory_of, steps_of
+from dlrm_mlet.training.together import can_train_together
+
+PROCESS = 430 << 20
+"""Bytes of a process that trains on a CPU, beside its model and columns: docs/planning.md has how it was measured."""
+FILE, RECORD, ENTRY = 1600, 1450, 300
+"""Bytes of a checkpoint beside its numbers and its schema: of the file, of its record, and for each array in it."""
+PIECE = 1 << 26
+"""Bytes of a table that the TorchRec engine collapses at once."""
+KEEPS: tuple[Keep, ...] = ("all", "best", "none")
+UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+         "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
+
+
+class PlanError(ValueError):
+    """A plan that can't be made, or can't be kept: the message says what is needed and what there is."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What the runs are made on."""
+
+    count: int
+    kind: str
+    """cpu or cuda."""
+    memory: int | None
+    """Bytes that can be planned with: all processes on a CPU share them, each GPU has as many; None: not known."""
+    name: str | None = None
+    """As records say it; None for those of another machine."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What the runs of one point take; bytes on the disk are those of one run."""
+
+    point: Point
+    runs: int
+    """With tuning also the trials, at least so many."""
+    finished: int
+    together: int
+    """Runs that a device makes at once: on a GPU all seeds that are missing, where it holds them."""
+    memory: Memory
+    """On the device, of these; on a CPU with the process, without the columns."""
+    standing: int
+    """On the disk while it runs, its checkpoint to go on from."""
+    writing: int
+    """And the next one, before it takes that one's place; of those that a device makes at once one at a time."""
+    checkpoint: int
+    """On the disk when it is finished."""
+    seconds: float | None
+    """Of its steps; None where there are no figures."""
+
+    @property
+    def missing(self) -> int:
+        """Runs without a record."""
+        return max(self.runs - self.finished, 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment takes."""
+
+    experiment: Experiment
+    out: Path
+    sizes: str
+    """Where the sizes of the data set come from."""
+    columns: int
+    """Bytes of the data set's columns."""
+    devices: Devices
+    spread: int
+    """Devices that one run takes."""
+    needs: tuple[Need, ...]
+    figures: str | None
+    """By what the times are; None where there are none."""
+    held: int
+    """Bytes of the checkpoints that lie in `out`."""
+    free: int
+    """Bytes that are free on its disk."""
+
+    @property
+    def missing(self) -> list[Need]:
+        """The points of which runs are missing."""
+        return [need for need in self.needs if need.missing]
+
+    def left(self, keep: Keep) -> int:
+        """Bytes of the checkpoints that are there at the end."""
+        seeds = {"all": None, "best": 1, "none": 0}[keep]
+        return sum((need.runs if seeds is None else seeds) * need.checkpoint for need in self.needs)
+
+    def most(self, keep: Keep) -> int:
+        """Bytes of checkpoints at most: those of the end, and beside them those of the largest runs at work at once."""
+        own = 1 if keep == "all" else 0  # of a run's bytes at work, its last checkpoint is among those of the end
+        beside = sorted(
+            (
+                max(need.together * (need.standing - own * need.checkpoint) + need.writing, 0)
+                for need in self.missing
+                for _ in range(math.ceil(need.missing / need.together))
+            ),
+            reverse=True,
+        )
+        return self.left(keep) + sum(beside[: self.devices.count // self.spread])
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all missing runs: each takes its share of the devices, or of a CPU's memory where that is larger.
+
+        No less than the longest run; None where there are no figures.
+        """
+        total = longest = 0.0
+        for need in self.missing:
+            if need.seconds is None:
+                return None
+            share = self.spread / self.devices.count
+            if self.devices.kind == "cpu" and self.devices.memory:
+                share = max(share, max(need.memory) / self.devices.memory)
+            total += need.missing * need.seconds * share
+            longest = max(longest, need.seconds)
+        return max(total, longest)
+
+
+def devices_for(count: int | None, memory: str | None = None, launcher: str = "local") -> Devices:
+    """The devices to plan for: `count` like those here, by default all; or so many GPUs elsewhere, of such a `memory`.
+
+    Of Slurm's nodes nothing is known. Raises PlanError for a count below 1, and for what is no memory such as 80GiB.
+    """
+    if count is not None and count < 1:
+        raise PlanError(f"--devices {count}: expected 1 or more")
+    if memory is not None:
+        return Devices(count or 1, "cuda", int(USABLE * _bytes(memory)))
+    if launcher == "slurm":
+        return Devices(count or 1, "cpu", None)
+    here = device.workers(None)
+    free = min(map(device.free_memory, here)) if here[0].type == "cuda" else device.free_memory(CPU)
+    return Devices(count or len(here), here[0].type, int(USABLE * free), device.describe(here[0]))
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]*)", text.lower())
+    if found is None or found[2] not in UNITS:
+        raise PlanError(f"--device-memory {text}: expected bytes, such as 80GiB")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def plan_of(experiment: Experiment, data: Path, out: Path, devices: Devices, engine: str = "plain") -> Plan:
+    """What the runs take that have no record in `out`, by the sizes of the data set in `data`; changes nothing.
+
+    Where the data set isn't there and is a built-in one, its published sizes are taken. With the engine "torchrec" the
+    one run is spread over all devices. Raises ColumnsError where no sizes are known, RecordError where a record in
+    `out` is another run's, DurationError for figures that can't be read, PlanError for a grid with TorchRec.
+    """
+    if engine == "torchrec" and len(experiment.points) > 1:
+        raise PlanError(f"{experiment.path}: {len(experiment.points)} points; expected one with --engine torchrec")
+    published = experiment.dataset in BUILT_IN and not (data / "schema.json").exists()
+    schema = _published(experiment.dataset) if published else schemas.load(data / "schema.json")
+    records = _records(experiment, out, None if published else schema)
+    figures = durations.from_records([point.config for point in experiment.points], records, devices.name)
+    measured = "this experiment's own records" if figures else None
+    if not figures and engine == "plain":
+        figures, measured = durations.from_benchmark(devices.kind)
+    tuning, trials = experiment.tuning, 0
+    if tuning is not None:
+        trials = max(tuning.trials, math.prod(map(len, tuning.start.values()))) * len(tuning.seeds)
+    needs = []
+    for point, finished in zip(experiment.points, records, strict=True):
+        disk = _disk(point.config, schema)
+        seconds = durations.seconds_of(point.config, schema, figures) if figures else None
+        runs, together = len(experiment.seeds) + trials, 1
+        if devices.kind == "cuda" and engine == "plain" and can_train_together(point.config):
+            seeds = max(min(len(experiment.seeds), runs - len(finished)), 1)
+            together = seeds if memory_needed(point.config, schema, seeds) <= (devices.memory or 0) else 1
+        memory = _memory(point.config, schema, devices, engine, together)
+        needs.append(Need(point, runs, len(finished), together, memory, *disk, seconds))
+    there = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    return Plan(
+        experiment,
+        out,
+        sizes=f"published, as {data} isn't there" if published else f"those of {data}",
+        columns=sum(schema.rows.values()) * (4 * (len(schema.dense) + sum(schema.slots) + bool(schema.weight)) + 1),
+        devices=devices,
+        spread=devices.count if engine == "torchrec" else 1,
+        needs=tuple(needs),
+        figures=measured,
+        held=sum(path.stat().st_size for path in out.rglob(checkpoint.FILE)),
+        free=shutil.disk_usage(there).free,
+    )
+
+
+def _published(name: str) -> Schema:
+    """What is known of a built-in data set without its rows: enough of a schema for all sizes."""
+    # polars isn't everywhere that trains
+    from dlrm_mlet.data.preprocess import split_sizes  # noqa: PLC0415
+    from dlrm_mlet.data.synthetic import AVAZU_DISTINCT  # noqa: PLC0415
+
+    known = BUILT_IN[name]
+    rows = dict(zip(SPLITS, split_sizes(known, known.rows or 0), strict=True))
+    return Schema(name, known.label, known.dense, known.categorical, known.table_rows or AVAZU_DISTINCT, rows,
+                  known.split, known.split_seed, {}, {}, "", ())  # fmt: skip
+
+
+def _records(experiment: Experiment, out: Path, schema: Schema | None) -> list[list[Record]]:
+    """Of each point the records that are there; where the data set is, each has to be of this very run.
+
+    What tuning chooses is a part of a run's directory: there all count that have the point's name.
+    """
+    if experiment.tuning is not None:
+        names = [f"{glob.escape(point.label)},*seed=*" if point.label else "*seed=*" for point in experiment.points]
+        folders = [[*out.glob(name), *(out / "trials").glob(name)] for name in names]
+        return [[each for folder in places if (each := record.read(folder))] for places in folders]
+    found: list[list[Record]] = [[] for _ in experiment.points]
+    for place, run in enumerate(sweep.plan(experiment, out)):
+        if schema is None:
+            each = record.read(run.directory)
+        else:
+            each = record.of_run(run.directory, run.point.config, run.seed, schema)
+        if each is not None:
+            found[place // len(experiment.seeds)].append(each)
+    return found
+
+
+def _memory(config: Config, schema: Schema, devices: Devices, engine: str, together: int) -> Memory:
+    """Bytes of so many runs on one device: on a CPU with its process, without the columns.
+
+    TorchRec spreads the tables and what the optimizer keeps of them over N devices. Each has 1/N; with table_wise no
+    less than the largest table, with data_parallel all. At the end they are collapsed piece by piece.
+    """
+    process = PROCESS if devices.kind == "cpu" else 0
+    training, end = (process + each for each in memory_of(config, schema, together))
+    if engine == "plain":
+        return Memory(training, end)
+    kept, a_row, _ = KEPT[config.training.optimizer]
+    width = (*config.model.inner_dims, config.model.embedding_dim)[0]
+    a_table = [4 * ((1 + kept) * width + a_row) * rows for rows in schema.table_rows]
+    evenly = math.ceil(sum(a_table) / devices.count)
+    share = {"table_wise": max(evenly, *a_table), "data_parallel": sum(a_table)}.get(config.training.sharding, evenly)
+    training += share - sum(a_table)
+    return Memory(training, training + PIECE)
+
+
+def _disk(config: Config, schema: Schema) -> tuple[int, int, int]:
+    """Bytes of a run's checkpoints: of one to go on from, of the largest that is written, of the one that it leaves."""
+    shape = dataclasses.replace(config.model, start_as=None)
+    with torch.device("meta"):  # sizes without numbers
+        model = build(shape, len(schema.dense), schema.table_rows, None)
+        smaller = served(model, shape)
+    kept, a_row, _ = KEPT[config.training.optimizer]
+    remembered = sum(
+        4 * (kept * each.numel() + a_row * (len(each) if _is_table(name) else each.numel())) + (kept + a_row) * ENTRY
+        for name, each in model.named_parameters()
+    )
+    beside = FILE + len(json.dumps(schema.as_dict()))
+    trained, left = (
+        beside + sum(each.nbytes + ENTRY for each in its.state_dict().values()) for its in (model, smaller)
+    )
+    trained, left = trained + remembered, left + RECORD
+    looks = (steps_of(config.training, schema.rows["train"]) - 1) // config.training.evaluate_every
+    return (0, trained, trained)[min(looks, 2)], (left, left, max(trained, left))[min(looks, 2)], left
+
+
+def _is_table(name: str) -> bool:
+    """Whether Adagrad keeps a number a row of this parameter."""
+    return name.startswith("tables.") and "projections" not in name
+
+
+def check(plan: Plan) -> None:
+    """Raises PlanError where a missing run can't fit a device, or the disk can't hold the checkpoints."""
+    if not plan.missing:
+        return
+    worst = max(plan.missing, key=lambda need: max(need.memory))
+    needed, there = max(worst.memory), plan.devices.memory
+    if there is not None and needed > there:
+        raise PlanError(
+            f"{worst.point.short} needs {_gib(needed)} on its device, which has {_gib(there)} to plan with; expected "
+            "a narrower inner_dim or embedding_dim, or one run on more devices with --engine torchrec"
+        )
+    keep = plan.experiment.keep
+    more = plan.most(keep) - plan.held
+    if more > plan.free:
+        others = " or ".join(f'"{each}" ({_gb(plan.most(each))})' for each in KEEPS if each != keep)
+        raise PlanError(
+            f"{plan.out}: checkpoints need {_gb(more)} more, and its disk has {_gb(plan.free)} free; expected another "
+            f"--out, or keep = {others} in {plan.experiment.path}"
+        )
+
+
+def text(plan: Plan) -> str:
+    """What to print: a line for each point, or for those of one size, and below them the totals."""
+    rows: list[tuple[str, ...]] = [
+        ("point", "runs", "finished", "missing", "training", "at the end", "at work", "left", "time")
+    ]
+    groups: dict[tuple[object, ...], list[Need]] = {}
+    for need in plan.needs:
+        model = need.point.config.model
+        key = (need.point.arm, model.inner_dims, model.embedding_dim, need.memory, need.standing, need.checkpoint)
+        groups.setdefault(key, []).append(need)
+    for same in groups.values():
+        counts = ((need.runs, need.finished, need.missing) for need in same)
+        times = [need.seconds for need in same if need.seconds is not None]
+        rows.append((
+            _name([need.point for need in same]),
+            *(f"{sum(count):,}" for count in zip(*counts, strict=True)),
+            *map(_gib, same[0].memory), _gb(same[0].standing + same[0].writing), _gb(same[0].checkpoint),
+            _duration(statistics.fmean(times) if times else None),
+        ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    return "\n".join([*lines, *_totals(plan)])
+
+
+def _totals(plan: Plan) -> list[str]:
+    experiment, devices = plan.experiment, plan.devices
+    runs, missing = sum(need.runs for need in plan.needs), sum(need.missing for need in plan.needs)
+    least = ", at least, as it tunes" if experiment.tuning else ""
+    here = f"{devices.count} x {devices.kind}"
+    needed = max(max(need.memory) for need in plan.needs)
+    there = "of unknown memory" if devices.memory is None else f"of {_gib(devices.memory)} to plan with"
+    if devices.kind == "cpu":
+        there += "" if devices.memory is None else " in all"
+        beside = "with the columns' pages, which all processes share and the system takes back"
+    else:
+        beside = "with the columns, which lie there too where they fit"
+    said = [
+        f"{experiment.path}: {runs:,} runs, {missing:,} of them missing{least}; table sizes: {plan.sizes}",
+        f"memory: {_gib(needed)} at most, {_gib(needed + plan.columns)} {beside}; {here} {there}",
+    ]
+    for keep in KEEPS:
+        mark = ", as it is" if keep == experiment.keep else ""
+        said.append(f'disk, keep = "{keep}"{mark}: {_gb(plan.most(keep))} at most, {_gb(plan.left(keep))} at the end')
+    said.append(f"disk: {_gb(plan.held)} of it there already, {_gb(plan.free)} free")
+    if plan.figures is None:
+        said.append("time: unknown, as nothing was measured on such devices: see dlrm-mlet benchmark")
+    else:
+        said.append(
+            f"time: about {_duration(plan.seconds)} of steps on {here}, by {plan.figures}; validation, test and "
+            "checkpoints come on top"
+        )
+    return said
+
+
+def _name(points: list[Point]) -> str:
+    first = points[0]
+    if len(points) == 1:
+        return first.short
+    layers = first.config.model.inner_dims
+    inner = f"k={'x'.join(map(str, layers))}" if layers else "single layer"
+    return " ".join(filter(None, [first.arm, inner, f"d={first.config.model.embedding_dim}, {len(points)} points"]))
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+def _gb(count: int) -> str:
+    if count < 1e8:
+        return f"{count / 1e6:.2f} MB"
+    return f"{count / 1e9:,.{0 if count >= 1e11 else 2}f} GB"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
