@@ -111,17 +111,23 @@ class Plan:
         return sum((need.runs if seeds is None else seeds) * need.checkpoint for need in self.needs)
 
     def most(self, keep: Keep) -> int:
-        """Bytes of checkpoints at most: those of the end, and beside them those of the largest runs at work at once."""
-        own = 1 if keep == "all" else 0  # of a run's bytes at work, its last checkpoint is among those of the end
-        beside = sorted(
-            (
-                max(need.together * (need.standing - own * need.checkpoint) + need.writing, 0)
-                for need in self.missing
-                for _ in range(math.ceil(need.missing / need.together))
-            ),
-            reverse=True,
-        )
-        return self.left(keep) + sum(beside[: self.devices.count // self.spread])
+        """Bytes of checkpoints at most, of runs that are done and those at work: a sweep makes the largest first."""
+        largest = sorted(self.missing, key=lambda need: max(need.memory), reverse=True)
+        jobs = [need for need in largest for _ in range(math.ceil(need.missing / need.together))]
+        at_once = self.devices.count // self.spread
+        points = {id(need.point) for need in self.needs if need.finished}
+        done = sum(need.checkpoint * (1 if keep == "best" else min(need.finished, need.runs))
+                   for need in self.needs if need.finished and keep != "none")  # fmt: skip
+        most = self.left(keep)
+        for place, job in enumerate(jobs):
+            at_work = jobs[place : place + at_once]
+            most = max(most, done + sum(each.together * each.standing + each.writing for each in at_work))
+            if keep == "all":
+                done += job.together * job.checkpoint
+            elif keep == "best" and id(job.point) not in points:
+                points.add(id(job.point))
+                done += job.checkpoint
+        return most
 
     @property
     def seconds(self) -> float | None:

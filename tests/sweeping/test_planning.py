@@ -59,7 +59,7 @@ def test_criteos_grid_leaves_400_gb_by_arithmetic():
     assert plan.left("none") == 0
     assert plan.most("none") == pytest.approx(2 * 2 * 128 * 4 * rows, rel=0.01)  # two workers, two checkpoints each
     shown = text(plan)
-    assert 'disk, keep = "all", as it is: 473 GB at most, 405 GB at the end' in shown
+    assert 'disk, keep = "all", as it is: 406 GB at most, 405 GB at the end' in shown
     assert "125 runs, 125 of them missing; table sizes: published, as not-there isn't there" in shown
 
 
