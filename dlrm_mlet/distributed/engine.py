@@ -91,7 +91,15 @@ def check(config: Config, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def processes(name: str | None) -> Iterator[torch.device]:
-    """The group of processes that torchrun has started, or this one alone; yields this one's device: `name` or cuda."""
+    """The group of processes that torchrun has started, or this one alone; yields this one's device.
+
+    That is the GPU of its number on its machine where there is one, else the CPU; or the CPU by `name`. Raises
+    EngineError for another name.
+    """
+    if name not in (None, "cpu"):
+        raise EngineError(
+            f"--device {name}: each process has a GPU of its own; expected cpu, or none, with --engine torchrec"
+        )
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if name != "cpu" and torch.cuda.is_available() else torch.device("cpu")
     _quieten()

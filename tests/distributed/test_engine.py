@@ -242,9 +242,11 @@ def test_the_command_line_has_the_engine(clicks_directory, tmp_path, capsys):
         warnings.simplefilter("ignore")
         assert main(call) == 0
         assert main([*call, "--set", "training.sharding='row_wise'"]) == 1
+        assert main([*call, "--device", "cuda:1"]) == 1
         assert main([*call, "--from", str(tmp_path / "run" / "checkpoint.pt")]) == 1
     logging.disable(logging.NOTSET)
     said = capsys.readouterr().err
     assert "row_wise" in said
+    assert "--device cuda:1: each process has a GPU of its own" in said
     assert "--from: expected --engine plain" in said
     assert record.read(tmp_path / "run").provenance["engine"] == "torchrec, 1 processes"
