@@ -20,7 +20,7 @@ from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCo
 from dlrm_mlet import collapse, convert, parameter_groups, quantize
 from dlrm_mlet.distributed import load_collapsed, load_tables, save_collapsed
 from dlrm_mlet.distributed.collapsing import CollapsedError
-from tests.distributed import others
+from tests.distributed import others, sequences
 from tests.distributed.test_engine import torchrun
 
 QUIET = {"report": lambda line: None}
@@ -133,6 +133,22 @@ def test_torchrecs_own_dlrm_on_two_processes_is_that_of_one(sharding, more, trai
     load_collapsed(model, tmp_path / "collapsed")
     for key, value in model.state_dict().items():
         assert torch.allclose(value, trained[key], atol=1e-6), key
+
+
+def test_a_collection_of_single_vectors_on_two_processes_is_that_of_one(tmp_path):
+    torchrun(2, "sequences.py", tmp_path / "collapsed")
+    model = convert(sequences.Scorer(), 16, from_pretrained=True, **QUIET)
+    optimizer = torch.optim.SGD(model.parameters(), lr=sequences.RATE)
+    for features in sequences.batches(0, 1):
+        optimizer.zero_grad()
+        model(features).backward()
+        optimizer.step()
+    plain = sequences.Scorer()
+    start = {key: value.clone() for key, value in plain.state_dict().items()}
+    load_collapsed(plain, tmp_path / "collapsed")
+    for key, value in collapse(model, **QUIET).state_dict().items():
+        assert torch.allclose(plain.state_dict()[key], value, atol=1e-6), key
+        assert not torch.equal(value, start[key])
 
 
 def test_what_is_no_collapsed_model_is_refused(tmp_path):
