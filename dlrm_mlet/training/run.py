@@ -185,13 +185,17 @@ def _train_together(
     variants: Mapping[int, Variants],
 ) -> list[record.Record]:
     with threads(config.training.threads):
+        rare = config.model.min_count if config.model.tables == "min-count" else None
+        places = None if rare is None else rivals.without_rare(columns.counts(), rare)
         # resident on a GPU if they fit beside the models; on the CPU they stay mapped
         beside = memory_needed(config, columns.schema, len(outs))
         if device.type != "cpu" and columns.nbytes + beside < USABLE * free_memory(device):
             columns = columns.to(device)
         with ThreadPoolExecutor(len(outs)) as pool:  # a large table is drawn for seconds, by one core
             runs = list(pool.map(
-                lambda seed: Run(config, columns, seed, outs[seed], device, start, watch, variants.get(seed, {})), outs
+                lambda seed: Run(
+                    config, columns, seed, outs[seed], device, start, watch, variants.get(seed, {}), places
+                ), outs
             ))  # fmt: skip
         if resume:
             for run in runs:
@@ -267,14 +271,13 @@ class Run:
         start: Served | None = None,
         watch: Watch | None = None,
         variants: Variants | None = None,
+        places: Tensor | None = None,
     ):
+        """`places`: of min-count tables, which row each value has."""
         self.watch, self.variants = watch, variants or {}
         self.config, self.columns, self.seed, self.out, self.device = config, columns, seed, out, device
         schema = columns.schema
         # drawn on the CPU, so that a seed means the same weights on every device; it stays there until its first step
-        places = None
-        if config.model.tables == "min-count":
-            places = rivals.without_rare(columns.counts(), config.model.min_count)
         self.model = build(
             config.model, len(schema.dense), schema.table_rows, generator(seed, "weights"), bags_of(schema), places
         )
