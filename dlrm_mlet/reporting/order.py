@@ -92,12 +92,13 @@ def ranks(methods: Sequence[Method], which: str) -> list[int]:
 
 def table(tables: Tables) -> list[list[str]]:
     """Every method with its bytes, both results and both ranks, as rows, the first one their head."""
-    rows = [["tables served", "method", "KiB", "test AUC, one rate", "rank", "test AUC, its own rate", "rank",
+    rows = [["tables served", "method", "KiB", "test AUC, one rate (n)", "rank", "test AUC, its own rate (n)", "rank",
              "its table rate"]]  # fmt: skip
     for name, methods in groups(tables).items():
         for method, *both in zip(methods, ranks(methods, "one"), ranks(methods, "own"), strict=True):
-            rows.append([name, method.name, f"{method.nbytes / 1024:,.0f}", spread(method.of("one")), str(both[0]),
-                         spread(method.of("own")), str(both[1]), method.rate])  # fmt: skip
+            one, own = (f"{spread(values)} ({len(values)})" for values in (method.of("one"), method.of("own")))
+            size = f"{method.nbytes / 1024:,.0f}"
+            rows.append([name, method.name, size, one, str(both[0]), own, str(both[1]), method.rate])
     return rows
 
 

@@ -84,25 +84,21 @@ def test_points_are_tuned_on_validation_alone_and_a_second_call_makes_no_run(exp
         assert tuple(point.tuned.values()) == best
 
 
-def test_what_differs_in_serving_alone_makes_the_same_trials_each_trained_once(clicks_directory, tmp_path):
+def test_what_differs_in_serving_alone_makes_the_same_trials_and_chooses_for_itself(tmp_path):
     path = tmp_path / "tuned.toml"
-    quick = TUNED.replace("[100, 101]", "[100]").replace("trials = 8", "trials = 3")
-    path.write_text(quick.replace("mlet = {", 'int8 = { embedding_dim = [2], served_as = ["int8"] }\nmlet = {'))
+    path.write_text(TUNED.replace("mlet = {", 'int8 = { embedding_dim = [2], served_as = ["int8"] }\nmlet = {'))
     experiment = config.load(path)
-    single, int8, mlet = (Search(point, experiment.tuning) for point in experiment.points)
-    for search, better in ((single, 0.8), (int8, 0.2), (mlet, 0.2)):  # and so each goes its own way
-        search.scores = {(0.2, 0.2): float(better == 0.2), (0.2, 0.8): float(better == 0.8)}
-    of_both = [values for search in (single, int8) for values in search.next_trials()]
-    assert len(of_both) > len(set(of_both)) > len(single.next_trials())
-    asked = next_of_all([single, int8, mlet])
-    for search in (single, int8):
-        assert [values for other, values in asked if other is search] == list(dict.fromkeys(of_both))
-    assert [values for other, values in asked if other is mlet] == mlet.next_trials()
-
-    _, trials = tune(experiment, clicks_directory, tmp_path / "trials", functools.partial(sweep, devices=2 * CPU))
-    tried = {arm: {run.directory.name for run, _ in trials if run.point.arm == arm} for arm in ("single", "int8")}
-    names = {name.replace("served_as=int8,", "") for name in tried["int8"]}
-    assert tried["single"] == names
+    searches = single, int8, mlet = [Search(point, experiment.tuning) for point in experiment.points]
+    best = {single: 6.4, int8: 0.1, mlet: 0.4}
+    while asked := next_of_all(searches):
+        assert len({(id(search), values) for search, values in asked}) == len(asked)
+        for search, values in asked:
+            assert values not in search.scores
+            search.scores[values] = -abs(math.log(values[0] / 0.2)) - abs(math.log(values[1] / best[search]))
+    assert single.scores.keys() == int8.scores.keys()
+    assert single.scores.keys() - mlet.scores.keys()
+    for search, rate in best.items():
+        assert search.best.config.training.table_learning_rate == rate
 
 
 @pytest.mark.parametrize(
