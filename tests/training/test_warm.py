@@ -108,10 +108,11 @@ def test_a_model_of_other_data_or_another_shape_is_refused(weeks, tmp_path):
     wider = dataclasses.replace(config(), model=ModelConfig(8, (8,), (8,)))
     with pytest.raises(CheckpointError, match="its embedding_dim is 4; expected 8, as in model"):
         train(wider, two, 0, tmp_path / "no", start=later)
-    packed = dataclasses.replace(config(), model=ModelConfig(4, (8,), (8,), served_as="int8"))
-    train(packed, two, 0, tmp_path / "packed")
-    with pytest.raises(CheckpointError, match="aren't full float32 ones"):
-        train(config(), two, 0, tmp_path / "no", start=checkpoint.load(tmp_path / "packed" / checkpoint.FILE))
+    for name, keys in {"packed": {"served_as": "int8"}, "hashed": {"tables": "hashed"}}.items():
+        other = dataclasses.replace(config(), model=ModelConfig(4, (8,), (8,), **keys))
+        train(other, two, 0, tmp_path / name)
+        with pytest.raises(CheckpointError, match="aren't full float32 ones"):
+            train(config(), two, 0, tmp_path / "no", start=checkpoint.load(tmp_path / name / checkpoint.FILE))
     narrow = dataclasses.replace(config(), model=ModelConfig(4, (8,), (8,), 2, allow_bottleneck=True))
     with pytest.raises(CheckpointError, match="inner_dim = 2 can't hold its tables; expected k >= d"):
         train(narrow, two, 0, tmp_path / "no", start=later)
