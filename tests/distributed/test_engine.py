@@ -16,11 +16,14 @@ import torch
 
 pytest.importorskip("torchrec")
 
+from torchrec.inference.modules import quantize_inference_model
+
 from dlrm_mlet.__main__ import main
 from dlrm_mlet.config import Config
 from dlrm_mlet.data.columns import load
 from dlrm_mlet.distributed import engine, serving_collection
 from dlrm_mlet.distributed.collapsing import CollapsedError
+from dlrm_mlet.distributed.model import CollectionTables
 from dlrm_mlet.tables.collections import tables_of
 from dlrm_mlet.training import checkpoint, record
 from dlrm_mlet.training.run import TrainingError, train
@@ -144,6 +147,11 @@ def test_what_is_collapsed_is_a_whole_checkpoint_of_ours(clicks_directory, click
     for i, table in enumerate(tables_of(collection).values()):
         assert torch.equal(table.weight[:, :2], served.model.tables.weight[offsets[i] : offsets[i + 1]])
         assert not table.weight[:, 2:].any()
+    features = CollectionTables(served.config.model, served.columns).keyed(clicks.sparse[:50])
+    whole = collection(features).values()
+    with warnings.catch_warnings(action="ignore"):
+        packed = quantize_inference_model(torch.nn.ModuleDict({"tables": collection}))["tables"](features).values()
+    assert 0 < (packed - whole).abs().max() < whole.abs().max() / 100
 
 
 @pytest.mark.parametrize(
