@@ -178,6 +178,11 @@ def test_a_bundle_that_is_not_whole_is_refused(tmp_path):
     export_bundle(served, tmp_path / "data", tmp_path / "bundle")
     names = sorted(json.loads((tmp_path / "bundle" / "manifest.json").read_text())["files"])
     assert names == ["model.onnx", "schema.json", "vocabulary/part.arrow", "vocabulary/user.arrow"]
+    earlier = json.loads((tmp_path / "bundle" / "manifest.json").read_text()) | {"format": 1}
+    del earlier["sha256"]
+    shutil.copytree(tmp_path / "bundle", tmp_path / "earlier")
+    (tmp_path / "earlier" / "manifest.json").write_text(json.dumps(earlier))
+    assert read(tmp_path / "earlier") == earlier
     for name in names:
         for change in ("gone", "other"):
             shutil.copytree(tmp_path / "bundle", tmp_path / "copy", dirs_exist_ok=True)
@@ -203,6 +208,9 @@ def test_a_bundle_that_is_not_whole_is_refused(tmp_path):
     del said["files"]["model.onnx"]
     (tmp_path / "copy" / "manifest.json").write_text(json.dumps(said))
     with pytest.raises(BundleError, match=r"says nothing of a model, a schema or a data set"):
+        read(tmp_path / "copy")
+    (tmp_path / "copy" / "manifest.json").write_text(json.dumps(said | {"format": 3}))
+    with pytest.raises(BundleError, match=r"manifest\.json: of format 3; expected 2, as this version writes it"):
         read(tmp_path / "copy")
     mine = tmp_path / "thesis"
     mine.mkdir()
