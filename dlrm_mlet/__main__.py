@@ -268,11 +268,11 @@ def _train(options: argparse.Namespace) -> None:
         watch = stack.enter_context(tensorboard.watching(options.tensorboard)) if options.tensorboard else None
         config = experiment.points[0].config
         if options.engine == "torchrec":
-            from dlrm_mlet.distributed import engine
+            from dlrm_mlet.distributed import engine, parallel
 
             if start is not None:
                 raise ConfigError("--from: expected --engine plain, which can start from a checkpoint")
-            where = stack.enter_context(engine.processes(options.device))
+            where = stack.enter_context(parallel.processes(options.device))
             record = engine.train(config, data, seed, out, where, not options.fresh, watch)
         else:
             where = device.find(options.device)

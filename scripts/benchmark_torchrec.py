@@ -29,7 +29,7 @@ from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
 from dlrm_mlet.data import columns
 from dlrm_mlet.data.columns import Columns
 from dlrm_mlet.data.schema import Schema
-from dlrm_mlet.distributed import engine
+from dlrm_mlet.distributed import engine, parallel
 from dlrm_mlet.distributed.shards import tables
 from dlrm_mlet.files import replacing
 from dlrm_mlet.toml import build
@@ -119,7 +119,7 @@ def nearest_to_a_kink() -> Iterator[list[float]]:
 
 def make_runs(configs_json: str, out: str) -> None:
     """Runs of the engine, on the processes that there are."""
-    with engine.processes("cpu") as device:
+    with parallel.processes("cpu") as device:
         for name, table in json.loads(Path(configs_json).read_text()).items():
             config = build(Config, table)
             engine.train(config, columns.load(Path("data") / config.dataset), 0, Path(out) / name, device)
@@ -139,7 +139,7 @@ def collapse(out: str) -> None:
     schema = Schema("big", "label", ("a",), ("b", "c"), (n, n), rows, "ordered", 0, {}, {}, "", ())
     data = Columns(schema, torch.zeros(384, 1), torch.zeros(384, 2, dtype=torch.int32), torch.arange(384) % 2)
     config = Config("big", ModelConfig(16, (16,), (16,), 64), TrainingConfig(sharding="table_wise"))
-    with engine.processes("cpu") as device:
+    with parallel.processes("cpu") as device:
         run = engine.Run(config, data, 0, Path(out), device, None)
         peak()
         before = peak()
@@ -155,7 +155,7 @@ def collapse(out: str) -> None:
 
 def exchange() -> None:
     """All-to-all and all-reduce of some sizes, median of 20."""
-    with engine.processes("cpu"):
+    with parallel.processes("cpu"):
         for size in (1 << 12, 1 << 18, 1 << 22, 1 << 24):
             given, taken = torch.zeros(size // 4), torch.zeros(size // 4)
             found = []

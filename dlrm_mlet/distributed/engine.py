@@ -6,30 +6,26 @@ the MLPs and W2 are everywhere, and their gradients are averaged. B rows of a ba
 
 import contextlib
 import json
-import logging
-import math
-import os
 import shutil
 import sys
 import time
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlrm_mlet.config import Config
 from dlrm_mlet.data.columns import Batch, Columns
+from dlrm_mlet.distributed import checkpoints
 from dlrm_mlet.distributed.collapsing import write_at
-from dlrm_mlet.distributed.model import CollectionTables, ShardedDLRM, build, padded, start
-from dlrm_mlet.distributed.shards import collapsed, tables
+from dlrm_mlet.distributed.model import CollectionTables, ShardedDLRM, build, start
+from dlrm_mlet.distributed.parallel import FUSED, EngineError, fused_params, sharded
+from dlrm_mlet.distributed.shards import collapsed
 from dlrm_mlet.extras import needs
-from dlrm_mlet.files import alone, replacing, write_json
+from dlrm_mlet.files import alone, replacing
 from dlrm_mlet.training import checkpoint, evaluation, metrics, record
 from dlrm_mlet.training.device import describe, threads, wait
 from dlrm_mlet.training.model import build as build_whole
@@ -39,7 +35,6 @@ from dlrm_mlet.training.run import (
     DIVERGED_ABOVE,
     OPTIMIZERS,
     STEPS_PER_LOOK,
-    TrainingError,
     check_data,
     generator,
 )
@@ -48,21 +43,7 @@ from dlrm_mlet.training.tensorboard import Watch
 with needs("training"):
     from tqdm import tqdm
 with needs("torchrec"):
-    from fbgemm_gpu.split_embedding_configs import EmbOptimType
-    from torchrec.distributed import DistributedModelParallel
-    from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-    from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
     from torchrec.optim.optimizers import in_backward_optimizer_filter
-
-SHARDS = "shards"
-"""In a run's directory, its checkpoints: step-<number>, each of which any number of processes can go on from."""
-PROGRESS = "progress.json"
-FUSED = {"sgd": EmbOptimType.EXACT_SGD, "adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD}
-"""The optimizers that TorchRec has in the backward pass as we have them."""
-
-
-class EngineError(ValueError):
-    """A config that TorchRec can't do as it is: says what was expected."""
 
 
 def check(config: Config, device: torch.device) -> None:
@@ -87,40 +68,6 @@ def check(config: Config, device: torch.device) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise EngineError(f"{reason} with --engine torchrec")
-
-
-@contextlib.contextmanager
-def processes(name: str | None) -> Iterator[torch.device]:
-    """The group of processes that torchrun has started, or this one alone; yields this one's device.
-
-    That is the GPU of its number on its machine where there is one, else the CPU; or the CPU by `name`. Raises
-    EngineError for another name.
-    """
-    if name not in (None, "cpu"):
-        raise EngineError(
-            f"--device {name}: each process has a GPU of its own; expected cpu, or none, with --engine torchrec"
-        )
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if name != "cpu" and torch.cuda.is_available() else torch.device("cpu")
-    _quieten()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if "RANK" in os.environ:
-        dist.init_process_group(backend)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
-
-
-def _quieten() -> None:
-    """What TorchRec, FBGEMM and torch say to their own developers."""
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch|dlrm_mlet.distributed")
-    warnings.filterwarnings("ignore", "fbgemm::.*: an autograd kernel was not registered", UserWarning)
 
 
 def train(
@@ -325,46 +272,16 @@ class Run:
         return {"config": record.as_json(self.config), "seed": self.seed, "columns": self.columns.schema.fingerprint}
 
     def _save(self) -> None:
-        home = self.out / SHARDS
-        partial, whole = home / f".step-{self.step}.partial", home / f"step-{self.step}"
-        if self.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            home.mkdir(exist_ok=True)
-        dist.barrier()
-        dcp.save(self._state(), checkpoint_id=partial)
-        if self.rank == 0:
-            write_json(partial / PROGRESS, self._identity() | {"step": self.step, "seconds": self.seconds,
-                                                                "curve": self.curve})  # fmt: skip
-            os.replace(partial, whole)
-            for other in home.iterdir():
-                if other != whole:
-                    shutil.rmtree(other)
-        dist.barrier()
+        progress = checkpoints.Progress(self.step, self.seconds, self.curve)
+        checkpoints.save(self.out / checkpoints.DIRECTORY, self._state(), self._identity(), progress)
 
     def restore(self) -> None:
         """Go on from the last checkpoint, where there is one. Raises TrainingError where it is another run's."""
-        there = [[path.name for path in (self.out / SHARDS).glob("step-*")]]
-        dist.broadcast_object_list(there, 0)
-        if not there[0]:
-            return
-        path = self.out / SHARDS / max(there[0], key=lambda name: int(name.partition("-")[2]))
-        try:
-            progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
-            was = {
-                "config": record.resolved(progress["config"]),
-                "seed": progress["seed"],
-                "columns": progress["columns"],
-            }
-            step, seconds, curve = progress["step"], progress["seconds"], progress["curve"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise TrainingError(f"{path}: not a sharded run's checkpoint: {error}; delete it, or use --fresh") from None
-        for key, value in self._identity().items():
-            if was[key] != value:
-                raise TrainingError(f"{path}: made with another {key}; delete it, or choose another --out")
-        dcp.load(self._state(), checkpoint_id=path)
-        self.step, self.seconds, self.curve = step, seconds, curve
-        for optimizer in self.optimizers:
-            optimizer.taken.fill_(step)
+        progress = checkpoints.load(self.out / checkpoints.DIRECTORY, self._state(), self._identity())
+        if progress is not None:
+            self.step, self.seconds, self.curve = progress
+            for optimizer in self.optimizers:
+                optimizer.taken.fill_(self.step)
 
     def finish(self) -> None:
         """Measure, collapse shard by shard into checkpoint.pt, and write the record."""
@@ -385,14 +302,13 @@ class Run:
                 path.unlink(missing_ok=True)
                 run = self._record(measured, run.absent)
             run.write(self.out)
-            shutil.rmtree(self.out / SHARDS, ignore_errors=True)
+            shutil.rmtree(self.out / checkpoints.DIRECTORY, ignore_errors=True)
 
     def _record(self, measured: dict[str, Any], absent: dict[str, str]) -> record.Record:
         schema, model = self.columns.schema, self.config.model
         with torch.device("meta"):
             trained = build_whole(model, len(schema.dense), schema.table_rows, None)
             served = trained.collapse()
-        sizes = {"trained": trained, "served": served, "trained_tables": trained.tables, "served_tables": served.tables}
         epochs, steps = divmod(self.step, self.steps_per_epoch)
         rows = epochs * self.rows + steps * self.config.training.batch_size
         return record.Record(
@@ -402,8 +318,7 @@ class Run:
             steps=self.step,
             metrics=None if self.diverged else measured,
             curve=self.curve,
-            parameters={name: sum(each.numel() for each in module.parameters()) for name, module in sizes.items()},
-            bytes={"trained_tables": trained.tables.nbytes, "served_tables": served.tables.nbytes},
+            **record.sizes(trained, served),
             spectra=[],
             by_frequency=[],
             seconds=round(self.seconds, 3),
@@ -440,44 +355,6 @@ class Run:
                     write_at(partial, places[name], value)
                 checkpoint.seal(partial)
         return bounded
-
-
-def sharded(model: ShardedDLRM, config: Config, device: torch.device) -> Any:
-    """The model after DistributedModelParallel, by the planner's plan, or by the one kind of sharding of the config."""
-    training = config.training
-    if training.freeze_projections:
-        for name, parameter in model.tables.named_parameters():
-            parameter.requires_grad_("projections" not in name)
-    sharders = [EmbeddingBagCollectionSharder(fused_params=fused_params(config))]
-    types = [training.sharding]
-    if training.sharding == "planner":
-        types = ["data_parallel", "table_wise"]
-        types += ["row_wise"] if device.type == "cuda" else []
-        types += ["column_wise"] if training.optimizer == "sgd" else []
-    world = dist.get_world_size()
-    width = padded((*config.model.inner_dims, config.model.embedding_dim)[0])
-    constraint = ParameterConstraints(sharding_types=types, min_partition=padded(-(-width // world)))
-    assert isinstance(model.tables, CollectionTables)
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=world, compute_device=device.type,
-                          local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", world))),
-        constraints={table.name: constraint for table in tables(model.tables.collection)},
-    )  # fmt: skip
-    plan = planner.collective_plan(model, sharders, dist.GroupMember.WORLD)
-    return DistributedModelParallel(model, plan=plan, sharders=sharders, device=device)
-
-
-def fused_params(config: Config) -> dict[str, Any]:
-    """The tables' optimizer as FBGEMM takes it.
-
-    Row-wise Adagrad divides a row's sum of squares by its width, with the zeros up to the padded one; rate and epsilon
-    make up for it.
-    """
-    training = config.training
-    width = (*config.model.inner_dims, config.model.embedding_dim)[0]
-    times = math.sqrt(width / padded(width)) if training.optimizer == "adagrad" else 1.0
-    rate = training.table_learning_rate or training.learning_rate
-    return {"optimizer": FUSED[training.optimizer], "learning_rate": rate * times, "eps": Adagrad.EPSILON * times}
 
 
 def _is_table(name: str) -> bool:

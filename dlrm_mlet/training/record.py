@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from dlrm_mlet.config import Config
 from dlrm_mlet.data.schema import Schema
 from dlrm_mlet.files import write_json
 from dlrm_mlet.toml import ConfigError, build
+from dlrm_mlet.training.model import DLRM
 
 FILE = "record.json"
 
@@ -69,6 +71,17 @@ class Record:
     def write(self, directory: Path) -> None:
         """Write <directory>/record.json."""
         write_json(directory / FILE, asdict(self))
+
+
+def sizes(trained: DLRM, served: DLRM) -> dict[str, dict[str, int]]:
+    """A record's `parameters` and `bytes`."""
+    modules: dict[str, nn.Module] = {
+        "trained": trained, "served": served, "trained_tables": trained.tables, "served_tables": served.tables,
+    }  # fmt: skip
+    return {
+        "parameters": {name: sum(each.numel() for each in module.parameters()) for name, module in modules.items()},
+        "bytes": {"trained_tables": trained.tables.nbytes, "served_tables": served.tables.nbytes},
+    }
 
 
 def read(directory: Path) -> Record | None:

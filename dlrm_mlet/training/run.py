@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlrm_mlet import toml
 from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
@@ -385,13 +385,7 @@ class Run:
             steps=self.step,
             metrics=None if self.diverged else measured,
             curve=self.curve,
-            parameters={
-                "trained": _size(self.model),
-                "served": _size(model),
-                "trained_tables": _size(self.model.tables),
-                "served_tables": _size(model.tables),
-            },
-            bytes={"trained_tables": self.model.tables.nbytes, "served_tables": model.tables.nbytes},
+            **record.sizes(self.model, model),
             spectra=self.spectra,
             by_frequency=by_frequency,
             seconds=round(self.seconds, 3),
@@ -474,7 +468,3 @@ def _is_bounded(parameter: Tensor) -> bool:
         return True
     least, largest = parameter.detach().aminmax()
     return least.item() > -DIVERGED_ABOVE and largest.item() < DIVERGED_ABOVE  # false for NaN
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,4 +1,4 @@
-"""Run by torchrun: TorchRec's own DLRM, converted, sharded, trained and collapsed, on as many processes as there are.
+"""Run by a group: TorchRec's own DLRM, converted, sharded, trained and collapsed, on as many processes as there are.
 
 python -m torch.distributed.run --nproc-per-node 2 others.py SHARDING DIRECTORY [pipeline]
 """

@@ -1,4 +1,4 @@
-"""Run by torchrun: a model around an EmbeddingCollection, converted, sharded, trained and saved collapsed.
+"""Run by a group: a model around an EmbeddingCollection, converted, sharded, trained and saved collapsed.
 
 python -m torch.distributed.run --nproc-per-node 2 sequences.py DIRECTORY
 """

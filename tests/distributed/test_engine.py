@@ -4,9 +4,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
-import subprocess
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -21,7 +18,7 @@ from torchrec.inference.modules import quantize_inference_model
 from dlrm_mlet.__main__ import main
 from dlrm_mlet.config import Config
 from dlrm_mlet.data.columns import load
-from dlrm_mlet.distributed import engine, serving_collection
+from dlrm_mlet.distributed import checkpoints, engine, parallel, serving_collection
 from dlrm_mlet.distributed.collapsing import CollapsedError
 from dlrm_mlet.distributed.model import CollectionTables
 from dlrm_mlet.tables.collections import tables_of
@@ -29,23 +26,13 @@ from dlrm_mlet.training import checkpoint, record
 from dlrm_mlet.training.run import TrainingError, train
 from dlrm_mlet.verify import verify
 from tests import pretend_gpu
+from tests.distributed.processes import together, torchrun
 from tests.training.test_bags import write_bags
 
-HERE = Path(__file__).parent
 TOLERANCE = 2e-5
 """Of a weight after a few steps: sums in another order. A ReLU whose input is 0 up to rounding would show as more, and
 so would an element of Adagrad's whose gradient is 0 up to rounding: so there are few steps, at a small rate."""
 SHORT = {"learning_rate": 0.01, "max_steps": 25}
-
-
-def torchrun(processes: int, script: str, *arguments: object, ok: bool = True) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
-    call = subprocess.run(
-        [*map(str, command), HERE / script, *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=HERE.parents[1],
-    )  # fmt: skip
-    assert (call.returncode == 0) == ok, call.stderr[-4000:]
 
 
 def runs(small_mlet: Config) -> dict[str, Config]:
@@ -97,20 +84,20 @@ def test_any_number_of_processes_trains_what_the_plain_engine_does(
     processes, clicks_directory, clicks, small_mlet, tmp_path
 ):
     configs = runs(small_mlet)
-    torchrun(processes, "runs.py", clicks_directory, tmp_path, written(configs, tmp_path / "configs.json"))
+    together(processes, "runs", clicks_directory, tmp_path, written(configs, tmp_path / "configs.json"))
     for name, config in configs.items():
         plain = tmp_path / "plain" / name
         train(config, clicks, 0, plain)
         assert_same(tmp_path / name, plain)
         assert (plain / checkpoint.FILE).exists()
-        assert not (tmp_path / name / engine.SHARDS).exists()
+        assert not (tmp_path / name / checkpoints.DIRECTORY).exists()
 
 
 def test_multi_valued_columns_and_weights_are_sharded_too(small_mlet, tmp_path):
     directory = write_bags(tmp_path)
     training = dataclasses.replace(small_mlet.training, **SHORT)
     config = dataclasses.replace(small_mlet, dataset="bags", training=training)
-    torchrun(2, "runs.py", directory, tmp_path, written({"bags": config}, tmp_path / "configs.json"))
+    together(2, "runs", directory, tmp_path, written({"bags": config}, tmp_path / "configs.json"))
     train(config, load(directory), 0, tmp_path / "plain")
     assert_same(tmp_path / "bags", tmp_path / "plain")
 
@@ -121,11 +108,11 @@ def test_a_run_whose_processes_died_goes_on_on_another_number_of_them(clicks_dir
         name: dataclasses.replace(small_mlet, training=dataclasses.replace(small_mlet.training, **SHORT | keys))
         for name, keys in {"sgd": {"sharding": "column_wise"}, "adagrad": adagrad}.items()
     }
-    for rank, (name, config) in enumerate(configs.items()):
+    for (name, config), killed in zip(configs.items(), ([1], []), strict=True):  # one of them, and all
         one = written({name: config}, tmp_path / "configs.json")
-        torchrun(2, "runs.py", clicks_directory, tmp_path, one, 23, rank, ok=False)
-        assert [path.name for path in (tmp_path / name / engine.SHARDS).iterdir()] == ["step-20"]
-    torchrun(3, "runs.py", clicks_directory, tmp_path, written(configs, tmp_path / "configs.json"))
+        torchrun(2, "runs", clicks_directory, tmp_path, one, 23, *killed, ok=False)
+        assert [path.name for path in (tmp_path / name / checkpoints.DIRECTORY).iterdir()] == ["step-20"]
+    together(3, "runs", clicks_directory, tmp_path, written(configs, tmp_path / "configs.json"))
     for name, config in configs.items():
         train(config, clicks, 0, tmp_path / "plain" / name)
         assert_same(tmp_path / name, tmp_path / "plain" / name)
@@ -135,7 +122,7 @@ def test_what_is_collapsed_is_a_whole_checkpoint_of_ours(clicks_directory, click
     """Its archive's checksums are right, its hash too, and it is served as any."""
     narrow = dataclasses.replace(small_mlet.model, embedding_dim=2)
     config = dataclasses.replace(small_mlet, model=narrow)
-    torchrun(2, "runs.py", clicks_directory, tmp_path, written({"run": config}, tmp_path / "configs.json"))
+    together(2, "runs", clicks_directory, tmp_path, written({"run": config}, tmp_path / "configs.json"))
     path = tmp_path / "run" / checkpoint.FILE
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
@@ -175,7 +162,7 @@ def test_what_torchrec_cannot_do_is_refused(model, training, said, small_mlet):
         model=dataclasses.replace(small_mlet.model, **model),
         training=dataclasses.replace(small_mlet.training, **training),
     )
-    with pytest.raises(engine.EngineError, match=said):
+    with pytest.raises(parallel.EngineError, match=said):
         engine.check(config, torch.device("cpu"))
 
 
@@ -185,7 +172,7 @@ def alone_here(monkeypatch):
     # the stand-in for a GPU, which other tests have, is none that torch could copy checkpoints from
     if not torch.cuda.is_available():
         monkeypatch.setattr(getattr(torch, pretend_gpu.NAME), "is_available", lambda: False)
-    with warnings.catch_warnings(), engine.processes("cpu") as device:
+    with warnings.catch_warnings(), parallel.processes("cpu") as device:
         warnings.simplefilter("ignore")
         yield device
     logging.disable(logging.NOTSET)
@@ -207,8 +194,8 @@ def test_another_runs_shards_are_refused(clicks, small_mlet, tmp_path, alone_her
     ):
         with pytest.raises(TrainingError, match=said):
             engine.train(config, clicks, seed, tmp_path, alone_here)
-    (shard,) = (tmp_path / engine.SHARDS).iterdir()
-    (shard / engine.PROGRESS).write_text("{}")
+    (shard,) = (tmp_path / checkpoints.DIRECTORY).iterdir()
+    (shard / checkpoints.PROGRESS).write_text("{}")
     with pytest.raises(TrainingError, match="not a sharded run's checkpoint"):
         engine.train(small_mlet, clicks, 0, tmp_path, alone_here)
     fresh = engine.train(small_mlet, clicks, 0, tmp_path, alone_here, resume=False)

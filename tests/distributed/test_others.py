@@ -21,7 +21,7 @@ from dlrm_mlet import collapse, convert, parameter_groups, quantize
 from dlrm_mlet.distributed import load_collapsed, load_tables, save_collapsed
 from dlrm_mlet.distributed.collapsing import CollapsedError
 from tests.distributed import others, sequences
-from tests.distributed.test_engine import torchrun
+from tests.distributed.processes import together
 
 QUIET = {"report": lambda line: None}
 FEATURES = KeyedJaggedTensor(
@@ -128,7 +128,7 @@ def trained():
     ("sharding", "more"), [("table_wise", ["pipeline"]), ("column_wise", []), ("data_parallel", [])]
 )
 def test_torchrecs_own_dlrm_on_two_processes_is_that_of_one(sharding, more, trained, tmp_path):
-    torchrun(2, "others.py", sharding, tmp_path / "collapsed", *more)
+    together(2, "others", sharding, tmp_path / "collapsed", *more)
     model = others.model()
     load_collapsed(model, tmp_path / "collapsed")
     for key, value in model.state_dict().items():
@@ -136,7 +136,7 @@ def test_torchrecs_own_dlrm_on_two_processes_is_that_of_one(sharding, more, trai
 
 
 def test_a_collection_of_single_vectors_on_two_processes_is_that_of_one(tmp_path):
-    torchrun(2, "sequences.py", tmp_path / "collapsed")
+    together(2, "sequences", tmp_path / "collapsed")
     model = convert(sequences.Scorer(), 16, from_pretrained=True, **QUIET)
     optimizer = torch.optim.SGD(model.parameters(), lr=sequences.RATE)
     for features in sequences.batches(0, 1):
