@@ -1,6 +1,7 @@
 """The packages that a room needs beside torch and numpy -> imported, or one line that says how to install them."""
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 
 MORE = {"torchrec": " && pip install --no-deps torchrec==1.8.0"}
@@ -21,3 +22,9 @@ def needs(extra: str) -> Iterator[None]:
         raise MissingExtraError(
             f"{error.name} isn't installed; expected pip install 'dlrm-mlet[{extra}]'{more}"
         ) from None
+
+
+def there(package: str) -> None:
+    """Raises ModuleNotFoundError where a package isn't installed that is slow to import, and so imported at its use."""
+    if importlib.util.find_spec(package) is None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)

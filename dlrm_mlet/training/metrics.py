@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlrm_mlet.extras import needs
+from dlrm_mlet.extras import needs, there
 
 with needs("training"):
-    from sklearn.metrics import roc_auc_score
+    there("sklearn")
 
 
 class Metrics(NamedTuple):
@@ -26,6 +26,8 @@ def measure(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Me
     The loss is summed in float64 from the logits, so that a confident score can't round to an infinite loss. Raises
     ValueError where the labels are all alike, which leaves AUC undefined.
     """
+    from sklearn.metrics import roc_auc_score  # noqa: PLC0415  # half of all imports, and few processes measure
+
     if len(labels.unique()) < 2:
         raise ValueError(f"AUC needs both labels; all {len(labels)} rows have label {labels[:1].tolist()}")
     weight = None if weights is None else weights.double() / weights.double().mean()
