@@ -26,8 +26,8 @@ preprocess: $(installed)  ## raw file -> data/: DATASET=name or my-data.toml, RA
 sweep: $(installed)  ## the paper's grid on NYC flights; DATASET=complete-journey, GRID=controls and so on for others
 	scripts/sweep.sh $(DATASET) $(GRID)
 
-experiments: $(installed)  ## all experiments of DATASET: on flights under two hours on two cores
-	scripts/experiments.sh $(DATASET)
+experiments: $(installed)  ## those of DATASET that answer most, or EXPERIMENTS="fair-fight-sgd rivals"
+	scripts/experiments.sh $(DATASET) $(EXPERIMENTS)
 
 figures: $(installed)  ## all figures and tables again, from results/ alone
 	dlrm-mlet report results --claims docs/reproduction.md
@@ -50,7 +50,7 @@ benchmark-serving: sweep  ## bytes, scores and latency of flights models in ONNX
 	python scripts/benchmark_serving.py
 
 test: $(installed)  ## all tests, in under five minutes
-	python -m pytest --numprocesses auto --maxprocesses 4
+	python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 lint: $(installed)  ## ruff and mypy
 	ruff check .

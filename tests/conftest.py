@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import random
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
 from dlrm_mlet.data.columns import Columns, load
 from dlrm_mlet.data.datasets import Dataset
 from dlrm_mlet.data.preprocess import preprocess
+from dlrm_mlet.sweeping import sweep, worker
 from dlrm_mlet.training.run import train
 from tests import pretend_gpu, raised
 
@@ -63,6 +65,21 @@ def run(clicks: Columns, small_mlet: Config, tmp_path: Path) -> Path:
     """The directory of a finished run of `small_mlet`."""
     train(small_mlet, clicks, 0, tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps train in this process, and not in workers, each of which imports torch for itself."""
+
+    def train_all(
+        waiting: deque[sweep.Job], data: Path, devices: list[torch.device]
+    ) -> Iterator[tuple[sweep.Job, str | None]]:
+        columns = load(data)
+        while waiting:
+            job = waiting.popleft()
+            yield job, worker.make(job, columns, devices[0])
+
+    monkeypatch.setattr(sweep, "_train_all", train_all)
 
 
 @pytest.fixture

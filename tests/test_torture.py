@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.xdist_group("torture")  # what is tortured is made once
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +26,8 @@ def ground(torture, tmp_path_factory):
 
 
 def test_killed_commands_lose_nothing_and_go_on_to_the_same_end(torture, ground):
-    rows = list(torture.kills(ground, 10, random.Random(0), only=("train", "preprocess", "predict")))
-    assert sum(row.came["killed"] for row in rows) >= 9
+    rows = list(torture.kills(ground, 4, random.Random(0), only=("train", "preprocess", "predict")))
+    assert sum(row.came["killed"] for row in rows) >= 3
     assert [row.examples for row in rows] == [[], [], []]
 
 

@@ -79,6 +79,7 @@ def test_a_data_set_that_nobody_knows_has_to_be_there(tmp_path):
         plan_of(experiment(tmp_path), NOWHERE, tmp_path, PROCESSOR)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_what_is_finished_is_not_planned_again(tmp_path, clicks, clicks_directory):
     grid, out = experiment(tmp_path), tmp_path / "out"
     before = plan_of(grid, clicks_directory, out, PROCESSOR)
@@ -276,6 +277,7 @@ def test_a_dry_run_of_a_sweep_prints_the_plan_and_starts_nothing(tmp_path, click
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("keep", planning.KEEPS)
 def test_keep_decides_which_checkpoints_a_sweep_leaves(keep, tmp_path, clicks_directory):
     out = tmp_path / "out"
@@ -299,6 +301,7 @@ def test_keep_decides_which_checkpoints_a_sweep_leaves(keep, tmp_path, clicks_di
     assert plan.left(keep) == pytest.approx(plan.held, rel=0.05)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_keep_that_came_later_holds_for_what_is_there(tmp_path, clicks_directory):
     out = tmp_path / "out"
     sweep(experiment(tmp_path), clicks_directory, out, CPU)
@@ -316,6 +319,7 @@ def test_what_makes_a_run_on_a_node_removes_its_checkpoint_at_once(tmp_path, cli
     assert not checkpoints(tmp_path)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_slurms_last_call_leaves_the_best(tmp_path, clicks_directory):
     slurm = pytest.importorskip("dlrm_mlet.sweeping.slurm")
     runs = sweep(experiment(tmp_path), clicks_directory, tmp_path / "out", CPU)
@@ -354,6 +358,7 @@ trials = 2
 """
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("keep", planning.KEEPS)
 def test_of_trials_only_all_keeps_checkpoints(keep, tmp_path, clicks_directory):
     grid, out = experiment(tmp_path, keep, TUNED), tmp_path / "out"

@@ -47,6 +47,7 @@ def test_each_run_is_as_far_as_what_lies_there(experiment, clicks, tmp_path, mon
     assert before.items() <= {path: path.stat().st_mtime_ns for path in out.rglob("*")}.items()
 
 
+@pytest.mark.usefixtures("in_process")
 def test_of_a_tuned_experiment_the_trials_count_and_the_runs_wait(
     experiment, clicks, clicks_directory, tmp_path, capsys
 ):

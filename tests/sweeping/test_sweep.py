@@ -273,6 +273,7 @@ mlet = { inner_dim = [8], embedding_dim = [2] }
 )
 
 
+@pytest.mark.usefixtures("in_process")
 def test_what_differs_in_serving_alone_is_trained_once_with_the_bits_of_a_run_alone(clicks, clicks_directory, tmp_path):
     path = tmp_path / "served.toml"
     path.write_text(SERVED)
@@ -293,6 +294,7 @@ def test_what_differs_in_serving_alone_is_trained_once_with_the_bits_of_a_run_al
         assert checkpoint.load(run.directory / checkpoint.FILE).config == run.point.config
 
 
+@pytest.mark.usefixtures("in_process")
 def test_ways_to_serve_that_come_later_are_of_the_same_weights(clicks, clicks_directory, tmp_path):
     """Also where the first run was stopped between its served checkpoint and its record."""
     path = tmp_path / "served.toml"
@@ -307,6 +309,7 @@ def test_ways_to_serve_that_come_later_are_of_the_same_weights(clicks, clicks_di
         assert_same_bits(run.directory, tmp_path / "alone" / run.directory.name)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_way_to_serve_that_diverged_is_said_of_each(clicks_directory, tmp_path):
     path = tmp_path / "served.toml"
     path.write_text(SERVED.replace("batch_size = 64", "batch_size = 64\ntable_learning_rate = 1e9"))

@@ -66,6 +66,7 @@ def test_a_search_that_ends_early_spends_its_trials_around_the_next_best(experim
     assert len(search.scores) == experiment.tuning.trials
 
 
+@pytest.mark.usefixtures("in_process")
 def test_points_are_tuned_on_validation_alone_and_a_second_call_makes_no_run(experiment, clicks_directory, tmp_path):
     tuned, trials = tune(experiment, clicks_directory, tmp_path / "trials", functools.partial(sweep, devices=2 * CPU))
     before = times(tmp_path / "trials")

@@ -46,6 +46,7 @@ def test_without_tensorboard_the_command_to_install_it_is_said(tmp_path, monkeyp
         pass
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_sweep_that_asks_for_it_has_a_table_and_a_figure_of_curves(clicks_directory, tmp_path):
     path, out = tmp_path / "grid.toml", tmp_path / "results" / "clicks" / "grid"
     path.write_text(GRID.replace("[grid]", 'also_measure = ["curve"]\n\n[grid]'))
