@@ -27,4 +27,4 @@ def needs(extra: str) -> Iterator[None]:
 def there(package: str) -> None:
     """Raises ModuleNotFoundError where a package isn't installed that is slow to import, and so imported at its use."""
     if importlib.util.find_spec(package) is None:
-        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+        raise ModuleNotFoundError(name=package)

@@ -1,9 +1,14 @@
 """Metrics of a whole split agree with scikit-learn, and with the textbook's pair count."""
 
+import importlib
+import sys
+
 import pytest
 import torch
 from sklearn.metrics import log_loss
 
+from dlrm_mlet.extras import MissingExtraError
+from dlrm_mlet.training import metrics
 from dlrm_mlet.training.metrics import measure
 
 
@@ -27,3 +32,9 @@ def test_a_confident_score_has_a_finite_loss():
 def test_a_split_of_one_label_has_no_auc():
     with pytest.raises(ValueError, match=r"AUC needs both labels; all 3 rows have label \[1.0\]"):
         measure(torch.zeros(3), torch.ones(3))
+
+
+def test_that_scikit_learn_is_missing_is_said_before_anything_is_trained(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingExtraError, match=r"sklearn isn't installed; .*pip install 'dlrm-mlet\[training\]'"):
+        importlib.reload(metrics)
