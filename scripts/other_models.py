@@ -1,12 +1,24 @@
 """Plain tables against MLET's in other models than DLRM, both tuned: torch-rechub's DeepFM, DCN-V2, AutoInt, by Adam.
 
-    python scripts/other_models.py flights deepfm          # then dcnv2, autoint; a stopped one goes on
-    make figures                                           # the pages of the tables that it wrote
+    python scripts/other_models.py flights deepfm               # then dcnv2, autoint; a stopped one goes on
+    python scripts/other_models.py flights deepfm --controls    # what decides the difference
+    make figures                                                # the pages of the tables that it wrote
 
 For each embedding dimension and each side the rates of the tables and of all else are searched on validation: from
 three rates of the tables on, around the best, at least --trials of them and until the best has no neighbour that wasn't
 tried. Then --seeds fresh seeds are trained, and test is read once for each. Tables of 100 rows and more are converted.
-The control, with rates searched for itself: W2 frozen (`frozen`), at d = 4. --arms leaves some out.
+A control with rates searched for itself: W2 frozen (`frozen`), at d = 4. --arms leaves some out.
+
+With --controls, each with rates searched for itself as well:
+
+    frozen            W2 stays at its random start
+    learned           W2 stays at what it was after training with another seed; W1 starts anew
+    learned-square    the same with k = d: (W2ᵀ W2)^½ of that W2, so that training needs no n x k numbers
+    shared            one W2 for all tables
+    square            k = d
+    starts-as-mlet    a plain table that starts at MLET's W1 W2
+    dropout-P         plain tables, of whose looked-up numbers the share P is dropped
+    l2-L              plain tables, with L/2 times the mean squared norm of looked-up rows in the loss
 """
 
 import argparse
@@ -16,9 +28,11 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,11 +43,20 @@ from dlrm_mlet import collapse, convert, parameter_groups
 from dlrm_mlet.data import columns
 from dlrm_mlet.data.columns import Batch, Columns
 from dlrm_mlet.files import replacing
-from dlrm_mlet.training import device, metrics, record
+from dlrm_mlet.tables.spectrum import gram
+from dlrm_mlet.training import device, evaluation, metrics, record
 
 BATCH, INNER, MIN_ROWS, STD = 512, 64, 100, 0.01
 MLP = {"dims": [128, 64]}
 TRIAL_SEEDS = (100, 101)
+FIGHT = ("single", "mlet", "frozen")
+CONTROLS = (*FIGHT, "learned", "learned-square", "shared", "square", "starts-as-mlet", "dropout-0.1", "dropout-0.3",
+            "l2-0.01", "l2-0.1", "l2-1")  # fmt: skip
+MLETS = {"mlet", "frozen", "learned", "learned-square", "shared", "square"}
+LOOKUPS = 2
+"""How often DeepFM looks up each row of a batch: for its MLP, and for FM and the linear terms."""
+ELSEWHERE = 1000
+"""What is added to a run's seed for the one that a `learned` W2 comes from."""
 
 
 def deepfm(sparse: list[SparseFeature], dense: list[DenseFeature]) -> nn.Module:
@@ -63,6 +86,11 @@ class Point:
     arm: str
     embedding_dim: int
 
+    @property
+    def inner_dim(self) -> int | str:
+        """k, and nothing of a plain table."""
+        return "" if self.arm not in MLETS else self.embedding_dim if self.arm.endswith("square") else INNER
+
 
 @dataclass(frozen=True)
 class Done:
@@ -80,6 +108,12 @@ class Done:
     trained_tables: int
     served_tables: int
     seconds: float
+    train_log_loss: float | None = None
+    """At the end, over all training rows."""
+    effective_rank: float | None = None
+    """Mean of the tables that MLET converts: see `effective_rank`."""
+    thirds: list[dict[str, Any]] = field(default_factory=list)
+    """See evaluation.in_thirds."""
 
 
 class Work:
@@ -91,6 +125,8 @@ class Work:
         lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
         self.done = {_key(done): done for done in (Done(**json.loads(line)) for line in lines)}
         dense = data.dense[slice(*data.range("train"))].double()
+        self.chosen: dict[int, tuple[float, float]] = {}
+        """MLET's rates by d, once they were searched."""
         self.mean, self.std = dense.mean(0).float(), dense.std(0).clamp(min=1e-6).float()
 
     def run(self, point: Point, rates: tuple[float, float], seed: int, read_test: bool) -> Done:
@@ -111,12 +147,24 @@ class Work:
         for name, parameter in model.named_parameters():
             if "embed_dict" in name:
                 nn.init.normal_(parameter, 0, STD)
-        if point.arm != "single":
+        if point.arm in MLETS:
+            convert(model, int(point.inner_dim), min_rows=MIN_ROWS, report=lambda line: None)
+        elif point.arm == "starts-as-mlet":
             convert(model, INNER, min_rows=MIN_ROWS, report=lambda line: None)
-        if point.arm == "frozen":
-            for name, parameter in model.named_parameters():
-                if "projections" in name:
-                    parameter.requires_grad_(False)
+            with warnings.catch_warnings(action="ignore"):  # that W2 was never trained
+                collapse(model, report=lambda line: None)
+        large = _large(model)
+        if point.arm == "shared":
+            for table in large:
+                table.projections = large[0].projections
+        elif point.arm.startswith("learned"):
+            mlet = self._fit(Point("mlet", point.embedding_dim), self.chosen[point.embedding_dim], seed + ELSEWHERE)
+            for table, other in zip(large, _large(mlet), strict=True):
+                learned = other.projections[0].detach()
+                table.projections[0].data = _root(learned.T @ learned) if point.arm == "learned-square" else learned
+        if point.arm in ("frozen", "learned", "learned-square"):
+            for table in large:
+                table.projections.requires_grad_(False)
         return model
 
     def _inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -124,33 +172,48 @@ class Work:
         dense = (batch.dense - self.mean) / self.std
         return dict(zip(names, (*batch.sparse.unbind(1), *dense.unbind(1)), strict=True))
 
-    def _train(self, point: Point, rates: tuple[float, float], seed: int, read_test: bool) -> Done:
+    def _fit(self, point: Point, rates: tuple[float, float], seed: int) -> nn.Module:
         model = self._build(point, seed)
-        tables = _table_bytes(model)
-        sizes = sum(parameter.numel() for parameter in model.parameters()), tables
+        penalty = _regularize(_large(model), point.arm)
         groups = parameter_groups(model, learning_rate=rates[0], table_learning_rate=rates[1])
         optimizer = torch.optim.Adam(groups, fused=True)
-        began = time.perf_counter()
         for batch in self.data.shuffled("train", BATCH, torch.Generator().manual_seed(seed)):
-            loss = nn.functional.binary_cross_entropy(model(self._inputs(batch)), batch.label)
+            loss = nn.functional.binary_cross_entropy(model(self._inputs(batch)), batch.label) + penalty()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        return model
+
+    def _train(self, point: Point, rates: tuple[float, float], seed: int, read_test: bool) -> Done:
+        began = time.perf_counter()
+        model = self._fit(point, rates, seed)
         seconds = time.perf_counter() - began
         finite = all(parameter.isfinite().all() for parameter in model.parameters())
-        served = collapse(model, report=lambda line: None) if point.arm != "single" else model
-        found = {split: self._measure(served.eval(), split) if finite and (read_test or split != "test") else None
-                 for split in ("validation", "test")}  # fmt: skip
-        return Done(point.arm, point.embedding_dim, *rates, seed, found["validation"], found["test"], sizes[0],
-                    sum(parameter.numel() for parameter in served.parameters()), sizes[1], _table_bytes(served),
-                    round(seconds, 1))  # fmt: skip
+        trained = _numbers(model), _table_bytes(model)
+        served = (collapse(model, report=lambda line: None) if point.arm in MLETS else model).eval()
+        found: dict[str, metrics.Metrics] = {}
+        beside: dict[str, Any] = {}
+        if finite:
+            logits, labels = self._scores(served, "validation")
+            found["validation"] = metrics.measure(logits, labels)
+            if read_test:
+                found["test"] = metrics.measure(*self._scores(served, "test"))
+                train = metrics.measure(*self._scores(served, "train"))
+                beside = {
+                    "train_log_loss": round(train.log_loss, 6),
+                    "effective_rank": round(statistics.fmean(effective_rank(t.weight) for t in _large(served)), 3),
+                    "thirds": evaluation.in_thirds(self.data, logits, labels),
+                }
+        measured = {split: (round(its.auc, 6), round(its.log_loss, 6)) for split, its in found.items()}
+        sizes = trained[0], _numbers(served), trained[1], _table_bytes(served)
+        return Done(point.arm, point.embedding_dim, *rates, seed, measured.get("validation"), measured.get("test"),
+                    *sizes, round(seconds, 1), **beside)  # fmt: skip
 
     @torch.no_grad()
-    def _measure(self, model: nn.Module, split: str) -> tuple[float, float]:
-        batches = list(self.data.in_order(split, 8192))
-        scores = torch.cat([model(self._inputs(batch)) for batch in batches]).double().logit(eps=1e-9)
-        found = metrics.measure(scores, torch.cat([batch.label for batch in batches]))
-        return round(found.auc, 6), round(found.log_loss, 6)
+    def _scores(self, model: nn.Module, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        scored = [(model(self._inputs(batch)), batch.label) for batch in self.data.in_order(split, 8192)]
+        scores, labels = zip(*scored, strict=True)
+        return torch.cat(scores).double().logit(eps=1e-9), torch.cat(labels)
 
     def best(self, point: Point, trials: int, start: tuple[float, ...]) -> tuple[float, float]:
         """The rates of all else and of the tables with the highest mean validation AUC."""
@@ -182,12 +245,55 @@ def _key(done: Done) -> tuple[object, ...]:
     return done.arm, done.embedding_dim, done.learning_rate, done.table_learning_rate, done.seed
 
 
+def _numbers(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def _table_bytes(model: nn.Module) -> int:
-    return sum(tensor.nbytes for name, tensor in model.state_dict().items() if "embed_dict" in name)
+    return sum(parameter.nbytes for parameter in model.embedding.parameters())
+
+
+def _large(model: nn.Module) -> list[nn.Module]:
+    return [table for table in model.embedding.embed_dict.values() if table.num_embeddings >= MIN_ROWS]
+
+
+def _root(square: torch.Tensor) -> torch.Tensor:
+    """The symmetric square root of a positive semidefinite matrix."""
+    values, vectors = torch.linalg.eigh(square)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def effective_rank(table: torch.Tensor) -> float:
+    """Of W, (n, d): the square of the sum of WᵀW's eigenvalues over the sum of their squares; 1 to d."""
+    values = torch.linalg.eigvalsh(gram(table.detach()))
+    return float(values.sum().square() / values.square().sum())
+
+
+def _regularize(tables: list[nn.Module], arm: str) -> Callable[[], torch.Tensor | float]:
+    """Have an arm's regularization at work on what is looked up; what is called adds its share to a batch's loss."""
+    kind, _, strength = arm.partition("-")
+    seen: list[torch.Tensor] = []
+
+    def drop(module: nn.Module, _: object, vectors: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(vectors, float(strength), module.training)
+
+    def keep(module: nn.Module, _: object, vectors: torch.Tensor) -> None:
+        if module.training:
+            seen.append(vectors.square().sum(-1).mean())
+
+    def penalty() -> torch.Tensor | float:
+        total = float(strength) / 2 * torch.stack(seen).sum() / LOOKUPS if seen else 0.0
+        seen.clear()
+        return total
+
+    if kind in ("dropout", "l2"):
+        for table in tables:
+            table.register_forward_hook(drop if kind == "dropout" else keep)
+    return penalty
 
 
 def rows(
-    work: Work, points: list[Point], chosen: dict[Point, tuple[float, float]], seeds: int
+    work: Work, points: list[Point], chosen: dict[Point, tuple[float, float]], seeds: int, controls: bool
 ) -> list[dict[str, object]]:
     """The runs with the rates that were chosen, as a table of results has them."""
     made = record.provenance(work.data.schema, device.describe(device.CPU))
@@ -199,7 +305,7 @@ def rows(
                             (*done.validation, *done.test) if whole else [""] * 4, strict=True))  # fmt: skip
         of_point = {
             "arm": point.arm,
-            "inner_dim": "" if point.arm == "single" else INNER,
+            "inner_dim": point.inner_dim,
             "embedding_dim": point.embedding_dim,
             "seed": seed,
             "learning_rate": done.learning_rate,
@@ -214,36 +320,68 @@ def rows(
             "served_table_bytes": done.served_tables,
             "seconds": done.seconds,
         }
-        found.append(
-            {**of_point, **measured, **sizes, **{key: made[key] or "" for key in ("device", "torch", "commit")}}
-        )
+        if controls:
+            measured |= {"train_log_loss": done.train_log_loss or "", "effective_rank": done.effective_rank or ""}
+        where = {key: made[key] or "" for key in ("device", "torch", "commit")}
+        found.append({**of_point, **measured, **sizes, **where})
     return found
+
+
+def thirds(work: Work, table: list[dict[str, object]]) -> list[dict[str, object]]:
+    """The gains by how rare ids are, as <table>-frequency.csv has them: a row a run and third."""
+    found = []
+    for row in table:
+        where = {key: row[key] for key in ("arm", "inner_dim", "embedding_dim", "seed")}
+        key = (row["arm"], row["embedding_dim"], row["learning_rate"], row["table_learning_rate"], row["seed"])
+        for third in work.done[key].thirds:
+            found.append(
+                where
+                | {name: third[name] for name in ("ids", "rows", "at_most")}
+                | {name: round(third[name], 6) for name in ("auc", "log_loss")}
+            )
+    return found
+
+
+def write(path: Path, table: list[Mapping[str, object]]) -> None:
+    """A table of results, whole or not at all."""
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, table[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    print(path)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=["flights", "complete-journey"])
     parser.add_argument("model", choices=MODELS)
+    parser.add_argument("--controls", action="store_true", help="DeepFM alone")
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--embedding-dim", type=int, nargs="+", default=[4, 2, 8, 16])
-    parser.add_argument("--arms", nargs="+", choices=["single", "mlet", "frozen"], default=["single", "mlet", "frozen"])
+    parser.add_argument(
+        "--arms", nargs="+", choices=CONTROLS, help="default: all that are asked for, or single mlet frozen"
+    )
     parser.add_argument("--out", type=Path, default=Path("results"))
     options = parser.parse_args()
+    if options.controls and options.model != "deepfm":
+        parser.error("--controls: are of deepfm")
     torch.set_num_threads(1)
-    place = options.out / options.dataset / f"{options.model}-adam"
+    place = options.out / options.dataset / f"{options.model}-{'controls' if options.controls else 'adam'}"
     work = Work(columns.load(Path("data") / options.dataset), options.model, place)
-    points = [Point(arm, d) for d in options.embedding_dim for arm in options.arms if arm != "frozen" or d == 4]
+    arms = options.arms or (CONTROLS if options.controls else FIGHT)
+    points = [Point(arm, d) for d in options.embedding_dim for arm in arms
+              if options.controls or arm != "frozen" or d == 4]  # fmt: skip
     chosen = {}
     for point in points:
         chosen[point] = work.best(point, options.trials, (0.001, 0.004, 0.016))
+        if point.arm == "mlet":
+            work.chosen[point.embedding_dim] = chosen[point]
         print(f"{options.model}, {point.arm} d={point.embedding_dim}: rates {chosen[point]}", flush=True)
         for seed in range(options.seeds):
             work.run(point, chosen[point], seed, True)
-    points.sort(key=lambda point: (point.arm != "single", point.arm, point.embedding_dim))
-    table = rows(work, points, chosen, options.seeds)
-    with replacing(place.with_suffix(".csv")) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, table[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-    print(place.with_suffix(".csv"))
+    points.sort(key=lambda point: (point.arm != "single", arms.index(point.arm), point.embedding_dim))
+    table = rows(work, points, chosen, options.seeds, options.controls)
+    write(place.with_suffix(".csv"), table)
+    if options.controls:
+        write(place.with_name(f"{place.name}-frequency.csv"), thirds(work, table))

@@ -3,7 +3,7 @@
 import functools
 import statistics
 
-from dlrm_mlet.reporting import figures, order
+from dlrm_mlet.reporting import figures, order, results
 from dlrm_mlet.reporting.curves import make_curves
 from dlrm_mlet.reporting.judging import (
     AUC,
@@ -17,6 +17,7 @@ from dlrm_mlet.reporting.judging import (
     Tables,
     paired,
 )
+from dlrm_mlet.training.evaluation import THIRDS
 
 LATE = 0.02
 """A run counts as failed when its validation AUC is so far below the median of its point."""
@@ -40,6 +41,21 @@ FIGHTS = {
     "autoint-adam": "AutoInt, Adam, batch 512",
 }
 
+IN_DEEPFM = {
+    "MLET": "mlet",
+    "MLET, W2 of another run, fixed": "learned",
+    "MLET, that W2 as d x d, fixed": "learned-square",
+    "MLET, W2 random, fixed": "frozen",
+    "MLET, one W2 for all tables": "shared",
+    "MLET, k = d": "square",
+    "plain, MLET's start": "starts-as-mlet",
+    "plain, dropout 0.1": "dropout-0.1",
+    "plain, dropout 0.3": "dropout-0.3",
+    "plain, L2 0.01": "l2-0.01",
+    "plain, L2 0.1": "l2-0.1",
+    "plain, L2 1": "l2-1",
+}
+
 
 def _over_single(tables: Tables, arm: str, inner_dim: str = "") -> Gains:
     return paired(tables.curve("controls", arm, inner_dim), tables.curve("controls", "single"))
@@ -60,14 +76,43 @@ def _fight(tables: Tables, experiment: str) -> Gains:
 
 
 def _fight_table(tables: Tables, experiment: str) -> list[list[str]]:
-    rows = [["model", "d", "n", "diverged", "test AUC, mean", "std"]]
+    rows = [["model", "d", "n", "diverged", "test AUC, mean", "std", "s a run, median"]]
     for curve in (tables.curve(experiment, "single"), tables.mlet(experiment)):
         for d in curve.points:
             values = curve.values(d, TEST_AUC)
             std = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "–"
+            seconds = statistics.median(row.seconds for row in curve.points[d])
             rows.append([curve.label, str(d), str(len(values)), str(curve.diverged.get(d, 0)),
-                         f"{statistics.fmean(values):.4f}", std])  # fmt: skip
+                         f"{statistics.fmean(values):.4f}", std, f"{seconds:.1f}"])  # fmt: skip
     return rows
+
+
+def _over_plain(tables: Tables) -> Gains:
+    names = {arm: name for name, arm in IN_DEEPFM.items()}
+    curves = make_curves(tables.rows("deepfm-controls"))
+    single = next(curve for curve in curves if curve.single)
+    found: dict[tuple[str, str], list[float]] = {}
+    for curve in curves:
+        if curve is not single:
+            found |= paired(curve, single, TEST_AUC, f"{names[curve.arm]}, ")
+    return found
+
+
+def _deepfm_table(tables: Tables) -> list[list[str]]:
+    names = {"single": "plain"} | {arm: name for name, arm in IN_DEEPFM.items()}
+    measures = (TEST_AUC, TEST_LOSS, *results.BESIDE)
+    thirds = results.read_thirds(tables.directory / "deepfm-controls-frequency.csv")
+    rows = [["model", "d", "n", "test AUC", "test LogLoss", "LogLoss on train", "effective rank",
+             *(f"AUC, {ids} ids" for ids in THIRDS)]]  # fmt: skip
+    found: dict[tuple[int, str], list[str]] = {}
+    for curve in make_curves(tables.rows("deepfm-controls")):
+        for d in curve.points:
+            mine = [third for third in thirds if (third.arm, third.embedding_dim) == (curve.arm, d)]
+            means = [f"{curve.mean(d, measure):.{2 if measure == 'effective_rank' else 4}f}" for measure in measures]
+            means += [f"{statistics.fmean(third.auc for third in mine if third.ids == ids):.4f}" for ids in THIRDS]
+            found[d, curve.arm] = [names[curve.arm], str(d), str(len(curve.points[d])), *means]
+    return rows + [found[key] for d in sorted({d for d, _ in found}) for key in ((d, arm) for arm in names)
+                   if key in found]  # fmt: skip
 
 
 def _failures_table(tables: Tables) -> list[list[str]]:
@@ -155,6 +200,16 @@ QUESTIONS = (
             {TUNED: Group((name,), functools.partial(_training_w2, experiment=name, frozen="frozen"))},
         )
         for name, text in FIGHTS.items() if not name.startswith("fair-fight")
+    ),
+    Claim(
+        "deepfm-controls",
+        "What decides MLET's gain in DeepFM?",
+        "does not ask; its authors say later that rare ids borrow from the W2 that all rows of a table share.",
+        "Gains over the plain table of the same d, each with rates of its own. LogLoss on train is over all training "
+        "rows at the end; the effective rank (1 to d) of W is the mean of the tables that MLET has. AUC by how rare a "
+        "row's rarest id is, in thirds of validation.",
+        {TUNED: Group(("deepfm-controls",), _over_plain)},
+        table=_deepfm_table, experiments=("deepfm-controls",),
     ),
     Claim(
         "failures",

@@ -235,7 +235,8 @@ def _of_dataset(claim: Claim, name: str, outcome: Outcome, directory: str) -> li
 
 def _command(dataset: str, experiment: str) -> str:
     if experiment.split("-", maxsplit=1)[0] in ("deepfm", "dcnv2", "autoint"):
-        return f"python scripts/other_models.py {dataset} {experiment.removesuffix('-adam')}"
+        model, _, what = experiment.partition("-")
+        return f"python scripts/other_models.py {dataset} {model}{' --controls' if what == 'controls' else ''}"
     return f"make sweep DATASET={dataset} GRID={experiment}"
 
 

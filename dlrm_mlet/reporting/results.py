@@ -13,6 +13,8 @@ from dlrm_mlet.training.record import Record
 
 T = TypeVar("T")
 MEASURES = ("validation_auc", "validation_log_loss", "test_auc", "test_log_loss")
+BESIDE = ("train_log_loss", "effective_rank")
+"""What some tables have of a run as well."""
 
 
 class ResultsError(ValueError):
@@ -34,7 +36,7 @@ class Row:
     """What was chosen for the point on validation."""
     status: str
     measures: dict[str, float]
-    """MEASURES, those of test only where test was read; empty where the run diverged."""
+    """MEASURES, those of test only where test was read, and what there is of BESIDE; empty where the run diverged."""
     trained_table_bytes: int
     served_table_bytes: int
     seconds: float
@@ -216,7 +218,8 @@ def as_row(row: dict[str, str]) -> Row:
         tuned={key: row[key] for key in tuned},
         seed=int(row["seed"]),
         status=row["status"],
-        measures={name: _measured(name, row[name]) for name in MEASURES if row[name]},
+        measures={name: _measured(name, row[name]) for name in MEASURES if row[name]}
+        | {name: _measured(name, row[name]) for name in BESIDE if row.get(name)},
         trained_table_bytes=int(row["trained_table_bytes"]),
         served_table_bytes=int(row["served_table_bytes"]),
         seconds=float(row["seconds"]),

@@ -37,12 +37,17 @@ def measure(model: DLRM, columns: Columns, split: str) -> metrics.Metrics | None
 
 
 def by_frequency(model: DLRM, columns: Columns) -> list[dict[str, Any]]:
+    """Validation of a model in thirds, see `in_thirds`."""
+    return in_thirds(columns, *scores(model, columns.in_order("validation", ROWS)))
+
+
+def in_thirds(columns: Columns, logits: Tensor, labels: Tensor) -> list[dict[str, Any]]:
     """Validation in thirds by how often a row's rarest id occurs in training: `ids`, `rows`, `at_most` and metrics.
 
-    Each third has as many rows, but for ties; `at_most` is the largest count in it. One with a single label is absent.
+    Logits and labels are those of all validation rows in their order. Each third has as many rows, but for ties;
+    `at_most` is the largest count in it. One with a single label is absent.
     """
     rarest = rarest_count(columns)
-    logits, labels = scores(model, columns.in_order("validation", ROWS))
     edges = [rarest.sort().values[len(rarest) * i // 3 - 1].item() for i in (1, 2, 3)]
     third = torch.bucketize(rarest, torch.tensor(edges[:2]))
     weights = weights_of(columns, "validation")
