@@ -249,12 +249,18 @@ def _numbers(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def _tables(model: nn.Module) -> nn.ModuleList:
+    return nn.ModuleList(
+        table for name, table in model.named_modules() if name.rpartition(".")[0].endswith("embed_dict")
+    )
+
+
 def _table_bytes(model: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in model.embedding.parameters())
+    return sum(parameter.nbytes for parameter in _tables(model).parameters())
 
 
 def _large(model: nn.Module) -> list[nn.Module]:
-    return [table for table in model.embedding.embed_dict.values() if table.num_embeddings >= MIN_ROWS]
+    return [table for table in _tables(model) if table.num_embeddings >= MIN_ROWS]
 
 
 def _root(square: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,83 @@
+"""scripts/other_models.py: each arm is what it is called, in each model, and a stopped search goes on."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("torch_rechub")
+
+RATES = (0.002, 0.004)
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The script."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1] / "scripts")
+        yield importlib.import_module("other_models")
+
+
+@pytest.fixture
+def work(script, clicks, tmp_path):
+    """Of DeepFM, with MLET's rates chosen."""
+    made = script.Work(clicks, "deepfm", tmp_path)
+    made.chosen[4] = RATES
+    return made
+
+
+@pytest.mark.parametrize("model", ["deepfm", "dcnv2", "autoint"])
+def test_mlets_tables_are_served_as_plain_ones(script, clicks, tmp_path, model):
+    work = script.Work(clicks, model, tmp_path)
+    single, mlet = (work.run(script.Point(arm, 4), RATES, 0, True) for arm in ("single", "mlet"))
+    assert (mlet.served, mlet.served_tables) == (single.served, single.served_tables)
+    assert mlet.trained_tables > mlet.served_tables == single.trained_tables
+    assert mlet.test is not None
+    assert mlet.test != single.test
+    points = [script.Point(arm, 4) for arm in ("single", "mlet")]
+    again = script.Work(clicks, model, tmp_path)
+    again._train = None  # nothing is left to train
+    tables = [script.rows(each, points, dict.fromkeys(points, RATES), 1, True) for each in (work, again)]
+    assert tables[0] == tables[1]
+    assert script.thirds(work, tables[0]) == script.thirds(again, tables[1])
+
+
+def test_the_controls_differ_in_what_they_are_called(script, work):
+    found = {arm: script._large(work._fit(script.Point(arm, 4), RATES, 0)) for arm in script.MLETS}
+    drawn = script._large(work._build(script.Point("frozen", 4), 0))
+    other = script._large(work._fit(script.Point("mlet", 4), RATES, 0 + script.ELSEWHERE))
+    for i, first in enumerate(found["mlet"]):
+        w2 = {arm: tables[i].projections[0] for arm, tables in found.items()}
+        assert torch.equal(w2["frozen"], drawn[i].projections[0])
+        assert not torch.equal(w2["mlet"], drawn[i].projections[0])
+        learned = other[i].projections[0]
+        assert torch.equal(w2["learned"], learned)
+        assert torch.allclose(w2["learned-square"] @ w2["learned-square"], learned.T @ learned, atol=1e-5)
+        assert w2["square"].shape == w2["learned-square"].shape == (4, 4)
+        assert first.inner_weight.shape[1] == script.INNER
+    assert len({id(table.projections[0]) for table in found["shared"]}) == 1
+
+
+def test_regularization_is_at_work_in_training_alone(script, work):
+    runs = {arm: work.run(script.Point(arm, 4), RATES, 0, True) for arm in ("single", "dropout-0.3", "l2-0.1", "l2-0")}
+    assert runs["l2-0"].test == runs["single"].test
+    for arm in ("dropout-0.3", "l2-0.1"):
+        assert runs[arm].test != runs["single"].test
+        assert runs[arm].served == runs["single"].served
+    model = work._build(script.Point("l2-0.1", 4), 0)
+    penalty, batch = script._regularize(script._large(model), "l2-0.1"), next(work.data.in_order("train", 64))
+    model(work._inputs(batch))
+    squares = sum(
+        table.weight[batch.sparse[:, i]].square().sum(-1).mean()
+        for i, table in enumerate(script._tables(model))
+        if table.num_embeddings >= script.MIN_ROWS
+    )
+    assert penalty().item() == pytest.approx(0.05 * squares.item(), rel=1e-5)
+    model.eval()(work._inputs(batch))
+    assert penalty() == 0
+
+
+@pytest.mark.parametrize(("table", "rank"), [(torch.eye(6, 4), 4), (torch.ones(6, 4), 1)])
+def test_the_effective_rank_of_the_extremes(script, table, rank):
+    assert script.effective_rank(table) == pytest.approx(rank)
