@@ -49,8 +49,8 @@ torture: $(installed)  ## kills, pairs, faults and damaged files: what was lost;
 benchmark-serving: sweep  ## bytes, scores and latency of flights models in ONNX Runtime
 	python scripts/benchmark_serving.py
 
-test: $(installed)  ## all tests, in under five minutes
-	python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+test: $(installed)  ## all tests; a worker a core, so one thread each
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4
 
 lint: $(installed)  ## ruff and mypy
 	ruff check .

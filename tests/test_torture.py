@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.xdist_group("torture")  # what is tortured is made once
 
 
 @pytest.fixture(scope="module")
