@@ -365,17 +365,20 @@ if __name__ == "__main__":
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--embedding-dim", type=int, nargs="+", default=[4, 2, 8, 16])
-    parser.add_argument(
-        "--arms", nargs="+", choices=CONTROLS, help="default: all that are asked for, or single mlet frozen"
-    )
+    parser.add_argument("--arms", nargs="+", choices=CONTROLS, help="default: single mlet frozen; with --controls all")
     parser.add_argument("--out", type=Path, default=Path("results"))
     options = parser.parse_args()
     if options.controls and options.model != "deepfm":
         parser.error("--controls: are of deepfm")
+    if not options.controls and (others := {*(options.arms or ())} - {*FIGHT}):
+        parser.error(f"--arms {' '.join(sorted(others))}: expected --controls too")
+    if options.arms and any(arm.startswith("learned") for arm in options.arms) and "mlet" not in options.arms:
+        parser.error("--arms learned: its W2 is from a run of mlet; expected that too")
     torch.set_num_threads(1)
     place = options.out / options.dataset / f"{options.model}-{'controls' if options.controls else 'adam'}"
     work = Work(columns.load(Path("data") / options.dataset), options.model, place)
-    arms = options.arms or (CONTROLS if options.controls else FIGHT)
+    wanted = CONTROLS if options.controls else FIGHT
+    arms = [arm for arm in wanted if arm in (options.arms or wanted)]  # mlet before those that take its W2
     points = [Point(arm, d) for d in options.embedding_dim for arm in arms
               if options.controls or arm != "frozen" or d == 4]  # fmt: skip
     chosen = {}

@@ -1,4 +1,4 @@
-"""Processes of one group, as torchrun starts them: by torchrun, or, ten times as fast, with TorchRec imported once."""
+"""Processes of one group, as torchrun starts them: by torchrun, or faster, with TorchRec imported once for all."""
 
 import importlib
 import multiprocessing
