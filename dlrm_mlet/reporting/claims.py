@@ -7,7 +7,7 @@ import statistics
 from itertools import pairwise
 
 from dlrm_mlet.reporting import figures, results
-from dlrm_mlet.reporting.curves import Curve, model_name, paired_gains, shrink_factors
+from dlrm_mlet.reporting.curves import Curve, labels, paired_gains, shrink_factors
 from dlrm_mlet.reporting.judging import AUC, LOSS, PAPER, TUNED, Claim, Gains, Group, Tables, paired
 from dlrm_mlet.tables.spectrum import count_above
 
@@ -70,29 +70,32 @@ def _zero_cost(tables: Tables) -> Gains:
 
 def _deeper(tables: Tables, arm: str) -> Gains:
     found: dict[tuple[str, str], list[float]] = {}
-    for inner, layers in (("64x64", 3), ("64x64x64", 4)):
-        found |= paired(tables.curve("depth", arm, inner), tables.curve("depth", arm, "64"), prefix=f"N={layers}, ")
+    two = tables.mlet("depth", arm)
+    for layers in (3, 4):
+        deep = tables.curve("depth", arm, "x".join([two.inner_dim] * (layers - 1)))
+        found |= paired(deep, two, prefix=f"N={layers}, ")
     return found
 
 
 def _counts_of_values(tables: Tables) -> dict[tuple[str, str], dict[int, int]]:
     """(feature, model) -> seed -> singular values above 1 % of the largest, of the two largest tables at the end."""
-    path = tables.directory / "mechanism-spectra.csv"
-    found = results.read_spectra(path)
+    found = results.read_spectra(tables.directory / "mechanism-spectra.csv")
+    names = labels(found)
     last, d = max(s.step for s in found), max(s.embedding_dim for s in found)
     counts: dict[tuple[str, str], dict[int, int]] = {}
     for feature, _ in figures.largest_tables(found)[:2]:
         for s in found:
             if (s.feature, s.step, s.embedding_dim) == (feature, last, d):
-                counts.setdefault((feature, model_name(s.arm, s.inner_dim)), {})[s.seed] = count_above(s.values)
+                counts.setdefault((feature, names[s.series]), {})[s.seed] = count_above(s.values)
     return counts
 
 
 def _fewer_values(tables: Tables) -> Gains:
     counts = _counts_of_values(tables)
+    plain, product = tables.curve("mechanism", "single").label, tables.mlet("mechanism").label
     found = {}
     for feature in dict.fromkeys(feature for feature, _ in counts):
-        single, mlet = counts[feature, "single layer"], counts[feature, "MLET k=64"]
+        single, mlet = counts[feature, plain], counts[feature, product]
         found[feature, ABOVE] = [float(single[seed] - mlet[seed]) for seed in single if seed in mlet]
     return found
 
@@ -104,16 +107,17 @@ def _values_table(tables: Tables) -> list[list[str]]:
 
 
 def _rare_over_frequent(tables: Tables) -> Gains:
-    gains: dict[tuple[int, str], dict[int, float]] = {}
     thirds = results.read_thirds(tables.directory / "mechanism-frequency.csv")
-    base = {(t.embedding_dim, t.ids, t.seed): t.log_loss for t in thirds if t.arm == "single"}
-    for t in thirds:
-        if t.arm == "mlet":
-            gains.setdefault((t.embedding_dim, t.ids), {})[t.seed] = base[t.embedding_dim, t.ids, t.seed] - t.log_loss
-    return {
-        (f"d={d}", LOSS): [gains[d, "rare"][seed] - gains[d, "frequent"][seed] for seed in gains[d, "rare"]]
-        for d in sorted({d for d, _ in gains})
-    }
+    losses: dict[str, dict[tuple[int, int, str], float]] = {}
+    for curve in (single := tables.curve("mechanism", "single"), mlet := tables.mlet("mechanism")):
+        losses[curve.label] = {(t.embedding_dim, t.seed, t.ids): t.log_loss for t in thirds
+                               if (t.arm, t.inner_dim) == (curve.arm, curve.inner_dim)}  # fmt: skip
+    base = losses[single.label]
+    gains = {key: base[key] - loss for key, loss in losses[mlet.label].items() if key in base}
+    found: dict[tuple[str, str], list[float]] = {}
+    for d, seed in sorted({(d, seed) for d, seed, _ in gains}):
+        found.setdefault((f"d={d}", LOSS), []).append(gains[d, seed, "rare"] - gains[d, seed, "frequent"])
+    return found
 
 
 def _factors(single: Curve, others: list[Curve]) -> dict[tuple[str, int], tuple[int, float] | None]:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dlrm_mlet.extras import needs
-from dlrm_mlet.reporting.results import Row
+from dlrm_mlet.reporting.results import OfRun, Row
 
 with needs("reporting"):
     from scipy import stats
 
 CONFIDENCE = 0.95
+STEP = ("batch_size", "table_learning_rate")
+"""The settings that say how far a row moves in a step."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,12 @@ class Curve:
     arm: str
     inner_dim: str
     """As in the table: empty for a single layer."""
+    single: bool
+    """Whether this is the plain single layer, with which all else is compared."""
     points: dict[int, list[Row]]
     """d -> the runs that finished, by seed."""
     diverged: dict[int, int]
     """d -> how many runs diverged."""
-
-    @property
-    def single(self) -> bool:
-        """Whether this is the plain single layer, with which all else is compared."""
-        return not self.inner_dim and self.arm in ("", "single")
 
     def values(self, d: int, measure: str) -> list[float]:
         """A measure at d, a value a seed; empty where it was not taken, as on test where `read_test` is false."""
@@ -68,16 +67,17 @@ def difference(values: Sequence[float], confidence: float = CONFIDENCE) -> Diffe
 def make_curves(rows: Sequence[Row]) -> list[Curve]:
     """The runs gathered by what they share, in the table's order."""
     curves = []
-    for series in dict.fromkeys(row.series for row in rows):
+    for series, label in labels(rows).items():
         mine = [row for row in rows if row.series == series]
         dimensions = sorted({row.embedding_dim for row in mine})
         finished = {d: [row for row in mine if row.embedding_dim == d and row.measures] for d in dimensions}
         diverged = {d: sum(row.embedding_dim == d and not row.measures for row in mine) for d in dimensions}
         curves.append(
             Curve(
-                label=_label(mine[0], rows),
+                label=label,
                 arm=mine[0].arm,
                 inner_dim=mine[0].inner_dim,
+                single=mine[0].single,
                 points={d: found for d, found in finished.items() if found},
                 diverged={d: count for d, count in diverged.items() if count},
             )
@@ -85,13 +85,17 @@ def make_curves(rows: Sequence[Row]) -> list[Curve]:
     return curves
 
 
-def _label(row: Row, rows: Sequence[Row]) -> str:
-    """The model's name, and those settings that its arm has several of."""
-    parts = [model_name(row.arm, row.inner_dim)]
-    for key, value in row.settings.items():
-        if len({other.settings[key] for other in rows if other.arm == row.arm}) > 1:
-            parts.append(f"{key.replace('_', ' ')} {value}")
-    return ", ".join(parts)
+def labels(found: Sequence[OfRun]) -> dict[tuple[str, ...], str]:
+    """For each series the model's name, and those settings that its arm has several of; in the order that they have."""
+    series = {one.series: one for one in found}
+    names = {}
+    for one in series.values():
+        parts = [model_name(one.arm, one.inner_dim)]
+        for key, value in one.settings.items():
+            if len({other.settings[key] for other in series.values() if other.arm == one.arm}) > 1:
+                parts.append(f"{key.replace('_', ' ')} {value}")
+        names[one.series] = ", ".join(parts)
+    return names
 
 
 def model_name(arm: str, inner_dim: str) -> str:
@@ -153,25 +157,31 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
 
 
-def by_row_rate(rows: Sequence[Row]) -> dict[tuple[str, int], dict[float, list[float] | None]]:
+def larger_step(inner_dim: str) -> float:
+    """By how much a product moves further than a single layer at the same rate: k/16 for each of its inner layers.
+
+    Since the entries of W2 have variance 1/16 (paper, section 3).
+    """
+    return math.prod(int(k) / 16 for k in filter(None, inner_dim.split("x")))
+
+
+def by_row_rate(rows: Sequence[Row]) -> dict[tuple[str, int, int], dict[float, list[float] | None]]:
     """Validation AUC by how far a row that occurs once in a batch moves: table rate / batch size, times k/16 for MLET.
 
-    k/16 is by how much W1 W2 moves further than a single layer at the same rate, with entries of W2 of variance 1/16
-    (paper, section 3). By inner dimension and batch size; of the MLPs' rates the one with the best mean, and None where
-    at each of them some seed diverged.
+    By inner dimension, d and batch size; of what else was varied, such as the MLPs' rate, the one
+    with the best mean, and None where at each of them some seed diverged.
     """
-    found: dict[tuple[str, int], dict[float, list[float] | None]] = {}
+    found: dict[tuple[str, int, int], dict[float, list[float] | None]] = {}
+    trials: dict[tuple[tuple[str, int, int], float], dict[tuple[str, ...], list[float | None]]] = {}
     for row in rows:
-        found.setdefault((row.inner_dim, int(row.settings["batch_size"])), {})
-    for (inner_dim, batch_size), scores in found.items():
-        mine = [row for row in rows if (row.inner_dim, int(row.settings["batch_size"])) == (inner_dim, batch_size)]
-        for rate in sorted({float(row.settings["table_learning_rate"]) for row in mine}):
-            trials: dict[str, list[float | None]] = {}
-            for row in mine:
-                if float(row.settings["table_learning_rate"]) == rate:
-                    auc = row.measures.get("validation_auc")
-                    trials.setdefault(row.settings.get("learning_rate", ""), []).append(auc)
-            whole = [[auc for auc in trial if auc is not None] for trial in trials.values() if None not in trial]
-            moved = rate / batch_size * (int(inner_dim) / 16 if inner_dim else 1)
-            scores[round(moved, 6)] = max(whole, key=statistics.fmean, default=None)
+        others = {key: value for key, value in row.settings.items() if key not in STEP}
+        size, rate = int(row.settings["batch_size"]), float(row.settings["table_learning_rate"])
+        point = (row.inner_dim, row.embedding_dim, size)
+        moved = rate / size * larger_step(row.inner_dim)
+        found.setdefault(point, {})
+        trial = trials.setdefault((point, round(moved, 6)), {}).setdefault((row.arm, *others.values()), [])
+        trial.append(row.measures.get("validation_auc"))
+    for (point, moved), tried in sorted(trials.items(), key=lambda item: item[0][1]):
+        whole = [[auc for auc in trial if auc is not None] for trial in tried.values() if None not in trial]
+        found[point][moved] = max(whole, key=statistics.fmean, default=None)
     return found

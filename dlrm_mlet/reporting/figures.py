@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing
-from dlrm_mlet.reporting.curves import Curve, Difference, by_row_rate, model_name
+from dlrm_mlet.reporting.curves import Curve, Difference, by_row_rate, labels, model_name
 from dlrm_mlet.reporting.results import Look, Row, Spectrum
 
 with needs("reporting"):
@@ -264,18 +264,18 @@ def spectra(found: Sequence[Spectrum], name: str, path: Path) -> None:
     """Singular values at the end of training as shares of the largest, at the widest d, for the 3 largest tables."""
     d, last = max(s.embedding_dim for s in found), max(s.step for s in found)
     found = [s for s in found if (s.embedding_dim, s.step) == (d, last)]
-    models = list(dict.fromkeys(model_name(s.arm, s.inner_dim) for s in found))
+    models = labels(found)
     title = f"{name}: singular values at the end of training, d = {d}, mean and range over seeds"
     with _figure(path, 3, title, width=4.4) as axes:
         for ax, (feature, n) in zip(axes, largest_tables(found)[:3], strict=False):
-            for i, model in enumerate(models):
-                mine = [s for s in found if s.feature == feature and model_name(s.arm, s.inner_dim) == model]
+            for i, (series, label) in enumerate(models.items()):
+                mine = [s for s in found if (s.feature, s.series) == (feature, series)]
                 shares = list(zip(*([value / s.values[0] for value in s.values] for s in mine), strict=True))
                 means = [statistics.fmean(share) for share in shares]
                 low = [mean - min(share) for mean, share in zip(means, shares, strict=True)]
                 high = [max(share) - mean for mean, share in zip(means, shares, strict=True)]
                 beside = [rank + 0.12 * (i - (len(models) - 1) / 2) for rank in range(1, d + 1)]
-                ax.errorbar(beside, means, yerr=[low, high], capsize=2, label=model, **_look(i))
+                ax.errorbar(beside, means, yerr=[low, high], capsize=2, label=label, **_look(i))
             ax.axhline(0.01, color="black", linestyle=":", linewidth=1, label="the paper's 1 %")
             ax.set_yscale("log")
             ax.set_xlabel("singular value, from the largest")
@@ -294,18 +294,18 @@ def growth(found: Sequence[Spectrum], name: str, path: Path) -> None:
     d = max(s.embedding_dim for s in found)
     found = [s for s in found if s.embedding_dim == d]
     feature, n = max(largest_tables(found), key=lambda table: _grown(found, table[0]))
-    models = list(dict.fromkeys(model_name(s.arm, s.inner_dim) for s in found))
+    models = labels(found)
     title = f"{name}: growth of the singular values of {feature} (n = {n:,}), the most of all, d = {d}, mean over seeds"
     with _figure(path, len(models), title, width=4.4) as axes:
-        for ax, model in zip(axes, models, strict=True):
-            mine = [s for s in found if s.feature == feature and model_name(s.arm, s.inner_dim) == model]
+        for ax, (series, label) in zip(axes, models.items(), strict=True):
+            mine = [s for s in found if (s.feature, s.series) == (feature, series)]
             steps = sorted({s.step for s in mine})
             for rank in range(d):
                 means = [statistics.fmean(s.values[rank] for s in mine if s.step == step) for step in steps]
                 ax.plot(steps, means, label=f"{rank + 1}", **_look(rank))
             ax.set_xlabel("step")
             ax.set_ylabel("singular value")
-            ax.set_title(model, fontsize=10)
+            ax.set_title(label, fontsize=10)
         axes[0].legend(frameon=False, fontsize=8, ncols=2, title="from the largest")
         limits = [limit for ax in axes for limit in ax.get_ylim()]
         for ax in axes:
@@ -314,17 +314,18 @@ def growth(found: Sequence[Spectrum], name: str, path: Path) -> None:
 
 def over_steps(looks: Sequence[Look], name: str, path: Path) -> None:
     """Validation AUC and LogLoss against the step, a curve a model and d: the mean, and a band of the seeds' range."""
-    models = list(dict.fromkeys((look.arm, look.inner_dim, look.embedding_dim) for look in looks))
+    names = labels(looks)
+    models = list(dict.fromkeys((look.series, look.embedding_dim) for look in looks))
     with _figure(path, 2, f"{name}: validation while training, mean and range over seeds") as axes:
         for ax, measure in zip(axes, ("auc", "log_loss"), strict=True):
-            for i, model in enumerate(models):
+            for i, (series, d) in enumerate(models):
                 by_step: dict[int, list[float]] = {}
                 for look in looks:
-                    if (look.arm, look.inner_dim, look.embedding_dim) == model:
+                    if (look.series, look.embedding_dim) == (series, d):
                         by_step.setdefault(look.step, []).append(getattr(look, measure))
                 steps, values = list(by_step), list(by_step.values())
                 style = _look(i)
-                label = f"{model_name(*model[:2])} d={model[2]}"
+                label = f"{names[series]} d={d}"
                 ax.plot(steps, [statistics.fmean(its) for its in values], label=label, markevery=0.25, **style)
                 ax.fill_between(steps, list(map(min, values)), list(map(max, values)), alpha=0.15, color=style["color"])
             ax.set_xlabel("step")
@@ -403,14 +404,14 @@ def over_row_rate(rows: Sequence[Row], paper: float, name: str, path: Path) -> N
     `paper` is the paper's rate over its batch size. A cross at the foot is a rate at which some seed diverged.
     """
     found = by_row_rate(rows)
-    models = list(dict.fromkeys(inner_dim for inner_dim, _ in found))
-    sizes = sorted({size for _, size in found})
+    models = list(dict.fromkeys((inner_dim, d) for inner_dim, d, _ in found))
+    sizes = sorted({size for *_, size in found})
     ticks = sorted({rate for scores in found.values() for rate in scores})
     seeds = len({row.seed for row in rows})
     with _figure(path, len(models), f"{name}: mean ± standard deviation over {seeds} seeds", width=5.6) as axes:
-        for ax, inner_dim in zip(axes, models, strict=True):
+        for ax, (inner_dim, d) in zip(axes, models, strict=True):
             for i, size in enumerate(sizes):
-                scores = found[inner_dim, size]
+                scores = found.get((inner_dim, d, size), {})
                 whole = {rate: values for rate, values in scores.items() if values}
                 look, aside = _look(i), 2 ** (0.06 * i)  # so that error bars don't hide one another
                 means = [statistics.fmean(values) for values in whole.values()]
@@ -426,7 +427,7 @@ def over_row_rate(rows: Sequence[Row], paper: float, name: str, path: Path) -> N
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             ax.set_xlabel("table learning rate / B" + (f" · k/16 (k = {inner_dim})" if inner_dim else ""))
             ax.set_ylabel("validation AUC")
-            ax.set_title(model_name("", inner_dim), fontsize=10)
+            ax.set_title(f"{model_name('', inner_dim)}, d={d}", fontsize=10)
             ax.legend(frameon=False, fontsize=9, loc="center left")
         limits = [limit for ax in axes for limit in ax.get_ylim()]
         for ax in axes:

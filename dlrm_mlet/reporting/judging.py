@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dlrm_mlet.extras import needs
 from dlrm_mlet.reporting import results
 from dlrm_mlet.reporting.curves import CONFIDENCE, Curve, Difference, difference, make_curves, paired_gains
-from dlrm_mlet.reporting.results import Row
+from dlrm_mlet.reporting.results import ResultsError, Row
 
 with needs("reporting"):
     from scipy import stats
@@ -81,23 +81,31 @@ class Tables:
         return results.read(self.directory / f"{experiment}.csv")
 
     def curve(self, experiment: str, arm: str, inner_dim: str = "") -> Curve:
-        """One curve of a table, by its arm and inner dimension."""
-        for curve in make_curves(self.rows(experiment)):
-            if (curve.arm, curve.inner_dim) == (arm, inner_dim):
-                return curve
-        raise FileNotFoundError(f"{experiment}: no arm {arm} with inner_dim {inner_dim!r}")
+        """One curve of a table, by its arm and inner dimension.
+
+        Raises ResultsError where there are several, FileNotFoundError where there is none.
+        """
+        found = [its for its in make_curves(self.rows(experiment)) if (its.arm, its.inner_dim) == (arm, inner_dim)]
+        if len(found) > 1:
+            raise ResultsError(
+                f"{self.directory / experiment}.csv: a claim needs one curve of arm {arm}, and there are {len(found)}: "
+                f"{'; '.join(curve.label for curve in found)}; expected one value of each key but the dimensions"
+            )
+        if not found:
+            raise FileNotFoundError(f"{experiment}: no arm {arm} with inner_dim {inner_dim!r}")
+        return found[0]
 
     def inner_dims(self, experiment: str, arm: str = "mlet") -> list[str]:
         """The k of an arm that are there, smallest first."""
         found = {row.inner_dim for row in self.rows(experiment) if row.arm == arm and row.inner_dim.isdigit()}
         return sorted(found, key=int)
 
-    def mlet(self, experiment: str) -> Curve:
-        """MLET's curve with k = 64, or where there is none, with the largest k."""
-        ks = self.inner_dims(experiment)
+    def mlet(self, experiment: str, arm: str = "mlet") -> Curve:
+        """The curve of MLET, or of an arm that is a kind of it, with k = 64, or where there is none, the largest k."""
+        ks = self.inner_dims(experiment, arm)
         if not ks:
-            raise FileNotFoundError(f"{experiment}: no arm mlet")
-        return self.curve(experiment, "mlet", "64" if "64" in ks else ks[-1])
+            raise FileNotFoundError(f"{experiment}: no arm {arm} with one inner_dim")
+        return self.curve(experiment, arm, "64" if "64" in ks else ks[-1])
 
 
 def paired(better: Curve, base: Curve, measure: str = AUC, prefix: str = "") -> dict[tuple[str, str], list[float]]:

@@ -3,25 +3,29 @@
 import csv
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dlrm_mlet.config import TrainingConfig
 from dlrm_mlet.files import replacing
 from dlrm_mlet.reporting import figures, results
 from dlrm_mlet.reporting.curves import (
+    STEP,
     Curve,
     Difference,
     by_row_rate,
     difference,
     gains,
+    labels,
+    larger_step,
     make_curves,
     model_name,
     shrink_factors,
     spread,
     zero_cost,
 )
-from dlrm_mlet.reporting.results import Look, ResultsError, Row, Spectrum, Third
+from dlrm_mlet.reporting.results import OfRun, ResultsError, Row, Spectrum, Third
 from dlrm_mlet.sweeping import benchmark
 from dlrm_mlet.tables.spectrum import count_above
 
@@ -29,8 +33,6 @@ COMPANIONS = ("-trials", "-spectra", "-frequency", "-curve")
 """Endings of tables that lie beside an experiment's own."""
 SMALLER = ("tables", "served_as", "served_rank")
 """Settings that change served bytes by other means than d."""
-STEP = ("batch_size", "table_learning_rate")
-"""Settings of the law of the step."""
 BOTH = ("validation_auc", "validation_log_loss")
 
 
@@ -88,7 +90,7 @@ def draw(table: Path, target: Path) -> list[Path]:
     elif any(key in SMALLER for row in rows for key in row.settings):
         figures.over_bytes(rows, name, place)
         written += figures.files(place)
-    elif all(key in rows[0].settings for key in STEP):
+    elif _has_steps(rows):
         figures.over_row_rate(rows, TrainingConfig.learning_rate / TrainingConfig.batch_size, name, place)
         written += figures.files(place)
     elif any(curve.points for curve in curves):
@@ -106,7 +108,7 @@ def draw(table: Path, target: Path) -> list[Path]:
     if beside.exists():
         thirds = results.read_thirds(beside)
         _check_of(rows, thirds, beside)
-        if gained := _frequency_table(thirds):
+        if gained := _step_by_frequency(rows, thirds) if _has_steps(rows) else _frequency_table(thirds):
             page += "\n".join(["", *gained, ""])
     if (beside := table.with_name(f"{table.stem}-curve.csv")).exists():
         looks = results.read_looks(beside)
@@ -118,11 +120,16 @@ def draw(table: Path, target: Path) -> list[Path]:
     return [*written, target / f"{table.stem}.md"]
 
 
-def _check_of(rows: Sequence[Row], found: Sequence[Spectrum | Third | Look], beside: Path) -> None:
+def _has_steps(rows: Sequence[Row]) -> bool:
+    """Whether the law of the step can be drawn from a table: each run has a batch size and a table rate of its own."""
+    return all(row.settings.get(key) for row in rows for key in STEP)
+
+
+def _check_of(rows: Sequence[Row], found: Sequence[OfRun], beside: Path) -> None:
     """Raises ResultsError where what lies beside a table has runs that the table hasn't: it is of another one."""
-    known = {(row.arm, row.inner_dim, row.embedding_dim, row.seed) for row in rows}
+    known = {row.run for row in rows}
     for one in found:
-        if (one.arm, one.inner_dim, one.embedding_dim, one.seed) not in known:
+        if one.run not in known:
             raise ResultsError(
                 f"{beside}: has {one.arm or 'a run'} k={one.inner_dim or '-'} d={one.embedding_dim} seed {one.seed}, "
                 "which the table hasn't; expected its own runs: delete what another sweep has left there"
@@ -187,13 +194,13 @@ def markdown(rows: Sequence[Row], curves: Sequence[Curve], name: str, source: st
         lines += ["", "## What was chosen on validation", "", *_tuned_table(curves)]
     if any(key in SMALLER for row in rows for key in row.settings):
         return "\n".join([*lines, "", "## The Pareto front of served bytes and AUC", "", *_pareto_table(rows)]) + "\n"
-    if all(key in rows[0].settings for key in STEP):
+    if _has_steps(rows):
         return (
             "\n".join([*lines, "", "## The best table learning rate for each batch size", "", *_step_table(rows)])
             + "\n"
         )
     single = next((curve for curve in curves if curve.single), None)
-    others = [curve for curve in curves if not curve.single]
+    others = [curve for curve in curves if curve is not single]
     if single and others:
         for measure, title in zip(BOTH, ("AUC", "LogLoss"), strict=True):
             lines += ["", f"## How much smaller d is at equal {title}", "", *_shrink_table(others, single, measure)]
@@ -258,32 +265,67 @@ def _step_table(rows: Sequence[Row]) -> list[str]:
         "rate divided by the batch size B, times k/16 for MLET: how far a row moves, of its own gradient, where it "
         "occurs once in the batch.",
         "",
-        "| model | B | best table rate | rate per row | validation AUC | largest at which no seed diverged |",
-        "|---|--:|--:|--:|---|--:|",
+        "| model | d | B | best table rate | rate per row | validation AUC | largest at which no seed diverged |",
+        "|---|--:|--:|--:|--:|---|--:|",
     ]
-    for (inner_dim, size), scores in by_row_rate(rows).items():
-        whole = {rate: values for rate, values in scores.items() if values}
-        best = max(whole, key=lambda rate: statistics.fmean(whole[rate]), default=None)
+    for (inner_dim, d, size), scores in by_row_rate(rows).items():
+        best = _best_rate(scores)
         if best is None:
-            lines.append(f"| {model_name('', inner_dim)} | {size} | – | – | – | none |")
+            lines.append(f"| {model_name('', inner_dim)} | {d} | {size} | – | – | – | none |")
             continue
-        table_rate = best * size * (16 / int(inner_dim) if inner_dim else 1)
+        table_rate = best * size / larger_step(inner_dim)
+        whole = [rate for rate, values in scores.items() if values]
         edge = " (the largest tried)" if max(whole) == max(scores) else ""
-        cells = [
-            model_name("", inner_dim),
-            size,
-            f"{table_rate:g}",
-            f"{best:g}",
-            spread(whole[best]),
-            f"{max(whole):g}{edge}",
-        ]
+        cells = [model_name("", inner_dim), d, size, f"{table_rate:g}", f"{best:g}", spread(scores[best] or []),
+                 f"{max(whole):g}{edge}"]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def _named(label: str) -> str:
+    """A curve's label within a sentence."""
+    name, _, settings = label.partition(", ")
+    return f"{name} ({settings})" if settings else name
+
+
+def _best_rate(scores: Mapping[float, Sequence[float] | None]) -> float | None:
+    whole = {rate: statistics.fmean(values) for rate, values in scores.items() if values}
+    return max(whole, key=whole.__getitem__, default=None)
+
+
+def _step_by_frequency(rows: Sequence[Row], thirds: Sequence[Third]) -> list[str]:
+    by_ids: dict[str, dict[tuple[object, ...], Third]] = {}
+    for third in thirds:
+        by_ids.setdefault(third.ids, {})[third.run] = third
+    heads = [f"{ids} ids (at most {max(third.at_most for third in its.values())})" for ids, its in by_ids.items()]
+    lines = [
+        "## The best rate per row where ids are rare",
+        "",
+        "Validation in thirds by how often the rarest id of a row occurs in training; for each the rate per row with "
+        "the best AUC, and that AUC.",
+        "",
+        f"| model | d | B | {' | '.join(heads)} |",
+        "|---|--:|--:|" + "---|" * len(heads),
+    ]
+    of_thirds = [
+        by_row_rate(
+            [replace(row, measures={"validation_auc": its[row.run].auc} if row.run in its else {}) for row in rows]
+        )
+        for its in by_ids.values()
+    ]
+    for inner_dim, d, size in by_row_rate(rows):
+        cells = []
+        for scores in (found[inner_dim, d, size] for found in of_thirds):
+            best = _best_rate(scores)
+            cells.append("none" if best is None else f"{best:g}: {spread(scores[best] or [])}")
+        lines.append(f"| {model_name('', inner_dim)} | {d} | {size} | {' | '.join(cells)} |")
     return lines
 
 
 def _shrink_table(others: Sequence[Curve], single: Curve, measure: str) -> list[str]:
     lines = [
-        "The smallest measured d whose mean over seeds is at least as good as the single layer's at the column's d, "
+        f"The smallest measured d whose mean over seeds is at least as good as that of the {_named(single.label)} at "
+        "the column's d, "
         "and the factor between the two; – where no measured d is.",
         "",
         "| model | " + " | ".join(f"single d={d}" for d in single.points) + " |",
@@ -297,8 +339,8 @@ def _shrink_table(others: Sequence[Curve], single: Curve, measure: str) -> list[
 
 def _gain_table(others: Sequence[Curve], single: Curve) -> list[str]:
     lines = [
-        "Difference to the single layer of the same d, paired by seed (a seed draws the same order of the rows for "
-        "both): mean ± standard deviation [95 % confidence interval of the mean]; positive is better.",
+        f"Difference to the {_named(single.label)} of the same d, paired by seed (a seed draws the same order of the "
+        "rows for both): mean ± standard deviation [95 % confidence interval of the mean]; positive is better.",
         "",
         "| model | d | n | validation AUC | validation LogLoss | test AUC | test LogLoss |",
         "|---|--:|--:|---|---|---|---|",
@@ -329,8 +371,9 @@ def _zero_cost_table(free: Sequence[tuple[Curve, int, int, Difference]]) -> list
 
 def _spectra_table(found: Sequence[Spectrum]) -> list[str]:
     last = max(s.step for s in found)
-    models = list(dict.fromkeys((model_name(s.arm, s.inner_dim), s.embedding_dim) for s in found))
-    heads = " | ".join(f"{model}, d={d}" for model, d in models)
+    names = labels(found)
+    models = list(dict.fromkeys((s.series, s.embedding_dim) for s in found))
+    heads = " | ".join(f"{names[series]}, d={d}" for series, d in models)
     lines = [
         "## How many singular values are above 1 % of the largest",
         "",
@@ -341,12 +384,11 @@ def _spectra_table(found: Sequence[Spectrum]) -> list[str]:
     ]
     for feature, n in figures.largest_tables(found):
         cells = []
-        for model, d in models:
+        for model in models:
             counts = [
                 count_above(s.values)
                 for s in found
-                if (s.feature, s.step, s.embedding_dim) == (feature, last, d)
-                and model_name(s.arm, s.inner_dim) == model
+                if (s.feature, s.step) == (feature, last) and (s.series, s.embedding_dim) == model
             ]
             cells.append(f"{statistics.fmean(counts):.1f}")
         lines.append(f"| {feature} | {n:,} | {' | '.join(cells)} |")
@@ -354,24 +396,28 @@ def _spectra_table(found: Sequence[Spectrum]) -> list[str]:
 
 
 def _frequency_table(thirds: Sequence[Third]) -> list[str]:
+    names = labels(thirds)
+    single = next((third.series for third in thirds if third.single), None)
+    if single is None or len(names) == 1:
+        return []
     lines = [
         "## What is gained where ids are rare",
         "",
-        "Validation in thirds by how often the rarest id of a row occurs in training; the gain over the single layer "
-        "of the same d on the same third, paired by seed.",
+        "Validation in thirds by how often the rarest id of a row occurs in training; the gain over the "
+        f"{_named(names[single])} of the same d on the same third, paired by seed.",
         "",
         "| model | d | ids | rows | rarest id occurs at most | AUC gain | LogLoss gain |",
         "|---|--:|---|--:|--:|---|---|",
     ]
-    base = {(t.embedding_dim, t.ids, t.seed): t for t in thirds if t.arm == "single"}
-    others = [t for t in thirds if t.arm != "single"]
-    for key in dict.fromkeys((t.arm, t.inner_dim, t.embedding_dim, t.ids) for t in others):
-        mine = [t for t in others if (t.arm, t.inner_dim, t.embedding_dim, t.ids) == key]
+    base = {(t.embedding_dim, t.ids, t.seed): t for t in thirds if t.series == single}
+    others = [t for t in thirds if t.series != single]
+    for key in dict.fromkeys((t.series, t.embedding_dim, t.ids) for t in others):
+        mine = [t for t in others if (t.series, t.embedding_dim, t.ids) == key]
         pairs = [(t, base[t.embedding_dim, t.ids, t.seed]) for t in mine if (t.embedding_dim, t.ids, t.seed) in base]
         if pairs:
             auc = difference([t.auc - other.auc for t, other in pairs])
             loss = difference([other.log_loss - t.log_loss for t, other in pairs])
             first = pairs[0][0]
-            cells = [model_name(key[0], key[1]), key[2], key[3], f"{first.rows:,}", first.at_most, auc, loss]
+            cells = [names[key[0]], *key[1:], f"{first.rows:,}", first.at_most, auc, loss]
             lines.append(f"| {' | '.join(map(str, cells))} |")
-    return lines if others and base else []
+    return lines

@@ -22,8 +22,8 @@ class ResultsError(ValueError):
 
 
 @dataclass(frozen=True)
-class Row:
-    """One run, as a report needs it."""
+class OfRun:
+    """Which run something is of."""
 
     arm: str
     inner_dim: str
@@ -32,6 +32,27 @@ class Row:
     settings: dict[str, str]
     """What else the grid varied; empty where the run's arm has none of it."""
     seed: int
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """What the run shares with the other points of its curve: everything that was varied, but the dimension."""
+        return (self.arm, self.inner_dim, *self.settings.values())
+
+    @property
+    def single(self) -> bool:
+        """Whether it is of the plain single layer."""
+        return not self.inner_dim and self.arm in ("", "single")
+
+    @property
+    def run(self) -> tuple[object, ...]:
+        """The run among those of its table."""
+        return (*self.series, self.embedding_dim, self.seed)
+
+
+@dataclass(frozen=True)
+class Row(OfRun):
+    """One run, as a report needs it."""
+
     tuned: dict[str, str]
     """What was chosen for the point on validation."""
     status: str
@@ -43,20 +64,11 @@ class Row:
     provenance: dict[str, str]
     """device, torch, commit."""
 
-    @property
-    def series(self) -> tuple[str, ...]:
-        """What the run shares with the other points of its curve: everything that was varied, but the dimension."""
-        return (self.arm, self.inner_dim, *self.settings.values())
-
 
 @dataclass(frozen=True)
-class Spectrum:
+class Spectrum(OfRun):
     """The singular values of one feature's table W at one step of a run, largest first."""
 
-    arm: str
-    inner_dim: str
-    embedding_dim: int
-    seed: int
     step: int
     feature: str
     """The categorical column."""
@@ -66,13 +78,9 @@ class Spectrum:
 
 
 @dataclass(frozen=True)
-class Third:
+class Third(OfRun):
     """Validation of one run on the third of rows whose rarest id is rare, middle or frequent."""
 
-    arm: str
-    inner_dim: str
-    embedding_dim: int
-    seed: int
     ids: str
     rows: int
     at_most: int
@@ -82,13 +90,9 @@ class Third:
 
 
 @dataclass(frozen=True)
-class Look:
+class Look(OfRun):
     """A point of one run's validation curve."""
 
-    arm: str
-    inner_dim: str
-    embedding_dim: int
-    seed: int
     step: int
     auc: float
     log_loss: float
@@ -143,8 +147,7 @@ def _where(point: Point, run: Record, others: list[str]) -> dict[str, Any]:
 def read_spectra(path: Path) -> list[Spectrum]:
     """The rows of a -spectra.csv. Raises ResultsError at a row that isn't one."""
     return _read(path, lambda row: Spectrum(
-        arm=row["arm"], inner_dim=row["inner_dim"], embedding_dim=int(row["embedding_dim"]), seed=int(row["seed"]),
-        step=int(row["step"]), feature=row["feature"], num_embeddings=int(row["num_embeddings"]),
+        **_of(row), step=int(row["step"]), feature=row["feature"], num_embeddings=int(row["num_embeddings"]),
         values=tuple(map(float, row["values"].split())),
     ))  # fmt: skip
 
@@ -152,17 +155,16 @@ def read_spectra(path: Path) -> list[Spectrum]:
 def read_thirds(path: Path) -> list[Third]:
     """The rows of a -frequency.csv. Raises ResultsError at a row that isn't one."""
     return _read(path, lambda row: Third(
-        arm=row["arm"], inner_dim=row["inner_dim"], embedding_dim=int(row["embedding_dim"]), seed=int(row["seed"]),
-        ids=row["ids"], rows=int(row["rows"]), at_most=int(row["at_most"]), auc=float(row["auc"]),
-        log_loss=float(row["log_loss"]),
+        **_of(row), ids=row["ids"], rows=int(row["rows"]), at_most=int(row["at_most"]),
+        auc=_measured("auc", row["auc"]), log_loss=_measured("log_loss", row["log_loss"]),
     ))  # fmt: skip
 
 
 def read_looks(path: Path) -> list[Look]:
     """The rows of a -curve.csv. Raises ResultsError at a row that isn't one."""
     return _read(path, lambda row: Look(
-        arm=row["arm"], inner_dim=row["inner_dim"], embedding_dim=int(row["embedding_dim"]), seed=int(row["seed"]),
-        step=int(row["step"]), auc=_measured("auc", row["auc"]), log_loss=_measured("log_loss", row["log_loss"]),
+        **_of(row), step=int(row["step"]),
+        auc=_measured("auc", row["auc"]), log_loss=_measured("log_loss", row["log_loss"]),
     ))  # fmt: skip
 
 
@@ -208,15 +210,10 @@ def as_row(row: dict[str, str]) -> Row:
     names = list(row)
     if None in row or None in row.values() or row["status"] not in ("finished", "diverged"):
         raise ValueError(f"{len(row)} fields, status {row.get('status')!r}")
-    settings = names[names.index("embedding_dim") + 1 : names.index("seed")]
     tuned = names[names.index("seed") + 1 : names.index("status")]
     return Row(
-        arm=row["arm"],
-        inner_dim="x".join(str(_width(width)) for width in filter(None, row["inner_dim"].split("x"))),
-        embedding_dim=_width(row["embedding_dim"]),
-        settings={key: row[key] for key in settings},
+        **_of(row),
         tuned={key: row[key] for key in tuned},
-        seed=int(row["seed"]),
         status=row["status"],
         measures={name: _measured(name, row[name]) for name in MEASURES if row[name]}
         | {name: _measured(name, row[name]) for name in BESIDE if row.get(name)},
@@ -225,6 +222,19 @@ def as_row(row: dict[str, str]) -> Row:
         seconds=float(row["seconds"]),
         provenance={key: row[key] for key in ("device", "torch", "commit")},
     )
+
+
+def _of(row: dict[str, str]) -> dict[str, Any]:
+    """The fields of OfRun."""
+    names = list(row)
+    settings = names[names.index("embedding_dim") + 1 : names.index("seed")]
+    return {
+        "arm": row["arm"],
+        "inner_dim": "x".join(str(_width(width)) for width in filter(None, row["inner_dim"].split("x"))),
+        "embedding_dim": _width(row["embedding_dim"]),
+        "settings": {key: row[key] for key in settings},
+        "seed": int(row["seed"]),
+    }
 
 
 def _width(text: str) -> int:

@@ -193,7 +193,7 @@ def test_a_claim_of_an_arm_that_was_not_run_has_no_curve(table):
     with pytest.raises(FileNotFoundError, match="grid: no arm mlet with inner_dim '64'"):
         tables.curve("grid", "mlet", "64")
     table.write_text(table.read_text().replace("mlet,16", "other,16"))
-    with pytest.raises(FileNotFoundError, match=r"grid: no arm mlet$"):
+    with pytest.raises(FileNotFoundError, match=r"grid: no arm mlet with one inner_dim$"):
         tables.mlet("grid")
 
 
@@ -285,12 +285,142 @@ def test_the_law_of_the_step_compares_rates_per_row_and_tells_what_diverged(tmp_
             lines.append(f"{'mlet' if k else 'single'},{k},8,{size},{mlp},{rate},{seed},{measures},9,9,9,9,9,1,cpu,2,c")
     path.write_text("\n".join(lines) + "\n")
     scores = by_row_rate(results.read(path))
-    assert scores["", 100] == {0.1: [0.7, 0.702], 0.2: [0.81, 0.812], 0.4: None}
-    assert scores["64", 100] == {0.2: [0.75, 0.752]}  # 5 / 100 * 64 / 16
+    assert scores["", 8, 100] == {0.1: [0.7, 0.702], 0.2: [0.81, 0.812], 0.4: None}
+    assert scores["64", 8, 100] == {0.2: [0.75, 0.752]}  # 5 / 100 * 64 / 16
     draw(path, path.parent)
     page = path.with_suffix(".md").read_text()
-    assert "| single layer | 100 | 20 | 0.2 | 0.8110 ± 0.0014 | 0.2 |" in page
-    assert "| MLET k=64 | 100 | 5 | 0.2 | 0.7510 ± 0.0014 | 0.2 (the largest tried) |" in page
+    assert "| single layer | 8 | 100 | 20 | 0.2 | 0.8110 ± 0.0014 | 0.2 |" in page
+    assert "| MLET k=64 | 8 | 100 | 5 | 0.2 | 0.7510 ± 0.0014 | 0.2 (the largest tried) |" in page
+
+
+STEPS = HEADER.replace("embedding_dim,", "embedding_dim,batch_size,table_learning_rate,")
+
+
+def _with_settings(path: Path, points: list[tuple[str, str, int, str, str, float]]) -> None:
+    """A table of points (arm, k, d, batch size, table rate, AUC), of two seeds each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        f"{arm},{k},{d},{size},{rate},{seed},finished,{auc + 0.002 * seed},0.5,,,9,9,9,9,9,1,cpu,2,c"
+        for arm, k, d, size, rate, auc in points
+        for seed in (0, 1)
+    ]
+    path.write_text("\n".join([STEPS, *lines]) + "\n")
+
+
+def test_the_law_of_the_step_takes_any_grid(tmp_path):
+    """Two d are two models, three layers move k/16 squared as far, and not every model has every batch size."""
+    path = tmp_path / "clicks" / "batch-size.csv"
+    plain = [(4, "100", "10", 0.7), (8, "100", "10", 0.8), (8, "50", "5", 0.9)]
+    _with_settings(path, [*(("single", "", *point) for point in plain), ("mlet", "64x32", 8, "100", "1", 0.6)])
+    scores = by_row_rate(results.read(path))
+    assert scores["", 4, 100] == {0.1: [0.7, 0.702]}
+    assert scores["", 8, 100] == {0.1: [0.8, 0.802]}
+    assert scores["64x32", 8, 100] == {0.08: [0.6, 0.602]}
+    draw(path, path.parent)
+    assert "| single layer | 8 | 50 | 5 | 0.1 | 0.9010 ± 0.0014 |" in path.with_suffix(".md").read_text()
+
+
+def test_the_best_rate_is_told_for_rare_and_frequent_ids_too(tmp_path):
+    path = tmp_path / "clicks" / "batch-size.csv"
+    _with_settings(path, [("single", "", 8, "100", rate, auc) for rate, auc in (("10", 0.7), ("20", 0.8))])
+    lines = ["arm,inner_dim,embedding_dim,batch_size,table_learning_rate,seed,ids,rows,at_most,auc,log_loss"]
+    for rate, rare, frequent in (("10", 0.75, 0.6), ("20", 0.65, 0.9)):
+        for seed in (0, 1):
+            lines += [f"single,,8,100,{rate},{seed},rare,5,3,{rare},0.5"]
+            lines += [f"single,,8,100,{rate},{seed},frequent,5,9,{frequent},0.5"]
+    path.with_name("batch-size-frequency.csv").write_text("\n".join(lines) + "\n")
+    draw(path, path.parent)
+    page = path.with_suffix(".md").read_text()
+    assert "| model | d | B | rare ids (at most 3) | frequent ids (at most 9) |" in page
+    assert "| single layer | 8 | 100 | 0.1: 0.7500 ± 0.0000 | 0.2: 0.9000 ± 0.0000 |" in page
+
+
+def test_what_lies_beside_a_table_is_told_apart_by_all_that_was_varied(tmp_path, monkeypatch):
+    """Two table rates of one arm are two curves in each figure and page: neither mixed, nor the last one alone."""
+    drawn: list[str] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: drawn.extend(_said(self)))
+    path = tmp_path / "clicks" / "rates.csv"
+    points = [("single", "", 2, "", "0.2", 0.7), ("mlet", "16", 2, "", "0.2", 0.8), ("mlet", "16", 2, "", "3.2", 0.9)]
+    _with_settings(path, points)
+    head = "arm,inner_dim,embedding_dim,batch_size,table_learning_rate,seed"
+    beside = {"frequency": "ids,rows,at_most,auc,log_loss", "spectra": "step,feature,num_embeddings,values",
+              "curve": "step,auc,log_loss"}  # fmt: skip
+    for name, columns in beside.items():
+        lines = [f"{head},{columns}"]
+        for arm, k, d, size, rate, auc in points:
+            for seed in (0, 1):
+                run = f"{arm},{k},{d},{size},{rate},{seed}"
+                many = f"1 {0.5 if rate == '0.2' else 0.001}"
+                lines += {"frequency": [f"{run},rare,5,3,{auc},0.5"], "curve": [f"{run},9,{auc},0.5"],
+                          "spectra": [f"{run},{step},user,10,{many}" for step in (0, 9)]}[name]  # fmt: skip
+        path.with_name(f"rates-{name}.csv").write_text("\n".join(lines) + "\n")
+    draw(path, path.parent)
+    page = path.with_suffix(".md").read_text()
+    slow, fast = (f"MLET k=16, table learning rate {rate}" for rate in ("0.2", "3.2"))
+    assert f"| {slow} | 2 | rare | 5 | 3 | +0.1000" in page
+    assert f"| {fast} | 2 | rare | 5 | 3 | +0.2000" in page
+    assert f"| table | n | single layer, d=2 | {slow}, d=2 | {fast}, d=2 |" in page
+    assert "| user | 10 | 2.0 | 2.0 | 1.0 |" in page
+    for said in (slow, fast, f"{slow} d=2", f"{fast} d=2"):
+        assert said in drawn
+    lines = path.with_name("rates-curve.csv").read_text().replace("3.2", "6.4")
+    path.with_name("rates-curve.csv").write_text(lines)
+    with pytest.raises(ResultsError, match="which the table hasn't"):
+        draw(path, path.parent)
+
+
+def _said(figure: Figure) -> list[str]:
+    labels = [label for ax in figure.axes for label in ax.get_legend_handles_labels()[1]]
+    return [*labels, *(ax.get_title() for ax in figure.axes)]
+
+
+def test_gains_name_the_single_layer_that_they_are_over(tmp_path):
+    path = tmp_path / "clicks" / "rates.csv"
+    _with_settings(path, [("single", "", 2, "", rate, 0.7) for rate in ("0.2", "3.2")])
+    draw(path, path.parent)
+    assert "Difference to the single layer (table learning rate 0.2) of" in path.with_suffix(".md").read_text()
+
+
+def test_a_claim_is_judged_by_one_curve_or_refused(tmp_path):
+    """A table with several curves of an arm doesn't say which one is meant."""
+    _with_settings(tmp_path / "paper-grid.csv", [("single", "", d, "", "0.2", 0.7) for d in (2, 4)])
+    assert judging.points(next(claim for claim in CLAIMS if claim.name == "d"), Tables(tmp_path))
+    _with_settings(tmp_path / "paper-grid.csv", [("single", "", 2, "", rate, 0.7) for rate in ("0.2", "3.2")])
+    with pytest.raises(ResultsError, match=r"one curve of arm single, and there are 2: single layer, table learning"):
+        Tables(tmp_path).curve("paper-grid", "single")
+
+
+def test_claims_take_the_k_that_is_there(tmp_path):
+    """Controls, depth and mechanism with k = 32 are judged as with 64; of two k the larger one alone."""
+    path = tmp_path / "controls.csv"
+    single = ("single", "", 4, "", "", 0.7)
+    others = (("mlet", 0.8), ("mlet-starts-as-single", 0.75))
+    _with_settings(path, [single, *((arm, "32", 4, "", "", auc) for arm, auc in others)])
+    deeper = [("mlet", "x".join(["32"] * layers), 4, "", "", 0.8 + layers / 100) for layers in (1, 2, 3)]
+    _with_settings(path.with_name("depth.csv"), [single, *deeper])
+    both = [single, *(("mlet", k, 4, "", "", 0.7) for k in ("16", "32"))]
+    _with_settings(path.with_name("mechanism.csv"), both)
+    lines = ["arm,inner_dim,embedding_dim,batch_size,table_learning_rate,seed,ids,rows,at_most,auc,log_loss"]
+    for (arm, k, *_), gain in zip(both, (0.0, 0.01, 0.03), strict=True):
+        for seed in (0, 1, 2):  # MLET's last one has no single layer to be paired with
+            if arm == "mlet" or seed < 2:
+                run = f"{arm},{k},4,,,{seed}"
+                lines += [f"{run},rare,5,3,0.7,{0.5 - gain}", f"{run},frequent,5,3,0.7,0.5"]
+    path.with_name("mechanism-frequency.csv").write_text("\n".join(lines) + "\n")
+    found = {
+        (claim.name, point.group, point.name): point.gain.mean
+        for claim in (*CLAIMS, *QUESTIONS)
+        for point in judging.points(claim, Tables(tmp_path))
+        if claim.groups
+    }
+    at_the_papers = "at the paper's rate"
+    assert found == {
+        ("depth", f"{at_the_papers}, std 0.25", "N=3, d=4"): pytest.approx(0.01),
+        ("depth", f"{at_the_papers}, std 0.25", "N=4, d=4"): pytest.approx(0.02),
+        ("rare", at_the_papers, "d=4"): pytest.approx(0.03),
+        ("own-part", "MLET", "d=4"): pytest.approx(0.1),
+        ("small-step", "the single layer's start", "d=4"): pytest.approx(0.05),
+    }
 
 
 def test_a_table_that_can_not_be_drawn_does_not_stop_the_others(table):
