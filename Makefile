@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 installed := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install preprocess sweep experiments figures docs benchmark benchmark-preprocess benchmark-serving torture test lint clean
+.PHONY: help install preprocess sweep experiments figures docs benchmark benchmark-preprocess benchmark-serving torture test test-thorough lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1 | \2/p' Makefile | while IFS='|' read -r name what; do printf '%-26s %s\n' "$$name" "$$what"; done
@@ -49,8 +49,14 @@ torture: $(installed)  ## kills, pairs, faults and damaged files: what was lost;
 benchmark-serving: sweep  ## bytes, scores and latency of flights models in ONNX Runtime
 	python scripts/benchmark_serving.py
 
-test: $(installed)  ## all tests; a worker a core, so one thread each
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4
+# a worker a core, so one thread each
+pytest := OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4
+
+test: $(installed)  ## the tests: each behaviour and each error
+	$(pytest)
+
+test-thorough: $(installed)  ## those that take long: kills, memory, other libraries, what stands in for a GPU
+	$(pytest) -m thorough
 
 lint: $(installed)  ## ruff and mypy
 	ruff check .

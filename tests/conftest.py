@@ -93,7 +93,7 @@ GPUS = [
     pytest.param(
         "cuda", marks=(pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))
     ),
-    pytest.param(pretend_gpu.NAME, marks=pretend_gpu.INSTEAD),
+    pytest.param(pretend_gpu.NAME, marks=(pytest.mark.thorough, pretend_gpu.INSTEAD)),
 ]
 
 
@@ -105,18 +105,23 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is marked zoo runs when it is asked for: `pytest -m zoo`."""
-    if "zoo" not in config.option.markexpr:
-        for item in items:
-            if item.get_closest_marker("zoo"):
-                item.add_marker(pytest.mark.skip(reason="asked for by -m zoo"))
+    """What is marked zoo runs when it is asked for, and what is marked thorough unless all tests are meant."""
+    for item in items:
+        if item.get_closest_marker("zoo") and "zoo" not in config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="asked for by -m zoo"))
+        elif item.get_closest_marker("thorough") and _all_are_meant(config):
+            item.add_marker(pytest.mark.skip(reason="asked for by -m thorough, or by its name"))
+
+
+def _all_are_meant(config: pytest.Config) -> bool:
+    named = config.args_source != config.ArgsSource.TESTPATHS
+    return not (named or config.option.keyword or config.option.markexpr)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """When all tests have passed, each error of the package was raised by one of them."""
     config = session.config
-    whole = config.args_source == config.ArgsSource.TESTPATHS and not (config.option.keyword or config.option.markexpr)
-    if whole and session.exitstatus == pytest.ExitCode.OK and not hasattr(config, "workerinput"):
+    if _all_are_meant(config) and session.exitstatus == pytest.ExitCode.OK and not hasattr(config, "workerinput"):
         for place in (missing := raised.never_raised()):
             print(f"\nno test raises dlrm_mlet/{place.file}:{place.line}: {place.kind}: {place.text}", end="")
         if missing:

@@ -79,7 +79,7 @@ def assert_same(out: Path, plain: Path, tolerance: float = TOLERANCE) -> None:
     assert [point["step"] for point in one.curve] == [point["step"] for point in other.curve]
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.thorough)])
 def test_any_number_of_processes_trains_what_the_plain_engine_does(
     processes, clicks_directory, clicks, small_mlet, tmp_path
 ):
@@ -102,6 +102,7 @@ def test_multi_valued_columns_and_weights_are_sharded_too(small_mlet, tmp_path):
     assert_same(tmp_path / "bags", tmp_path / "plain")
 
 
+@pytest.mark.thorough
 def test_a_run_whose_processes_died_goes_on_on_another_number_of_them(clicks_directory, clicks, small_mlet, tmp_path):
     adagrad = {"optimizer": "adagrad", "table_learning_rate": 0.02, "sharding": "table_wise"}
     configs = {

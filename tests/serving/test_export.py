@@ -338,7 +338,10 @@ def test_an_id_outside_of_its_table_is_an_error_as_in_torch(tmp_path, way, table
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 @pytest.mark.parametrize(("padding", "norm"), [(None, None), (0, 0.5), (-1, None)])
-@pytest.mark.parametrize("prepare", [lambda model: model, lambda model: quantize(model, 4, **QUIET)])
+@pytest.mark.parametrize(
+    "prepare",
+    [lambda model: model, pytest.param(lambda model: quantize(model, 4, **QUIET), marks=pytest.mark.thorough)],
+)
 def test_a_bag_is_no_loop_and_takes_an_empty_batch(tmp_path, mode, padding, norm, prepare):
     weights = (torch.rand(16, 3),) if mode == "sum" else ()
     bag = nn.EmbeddingBag(9, 4, mode=mode, padding_idx=padding, max_norm=norm)

@@ -71,6 +71,7 @@ def test_torchs_export_gives_the_same_for_any_batch(model, tmp_path):
         torch.testing.assert_close(program(*some), model(*some), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler
 @pytest.mark.parametrize("kind", ["trained", pytest.param("4 bits and an offset", marks=pytest.mark.zoo)])

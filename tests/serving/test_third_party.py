@@ -66,6 +66,7 @@ class CrossNetwork:
 
 
 @pytest.mark.filterwarnings("ignore:.*still in 'regularization_weight'")  # deepctr-torch's, as told
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [DeepFM, pytest.param(CrossNetwork, marks=pytest.mark.zoo)])
 def test_a_librarys_model_is_trained_collapsed_quantized_and_exported(kind, flights, tmp_path):
     torch.manual_seed(0)

@@ -160,7 +160,12 @@ def big_data(tmp_path_factory) -> Path:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells")
 @pytest.mark.parametrize(
-    ("model", "optimizer"), [({}, "adagrad"), ({"inner_dim": 128}, "sgd"), ({"inner_dim": 64}, "adam")]
+    ("model", "optimizer"),
+    [
+        ({"inner_dim": 128}, "sgd"),
+        pytest.param({}, "adagrad", marks=pytest.mark.thorough),
+        pytest.param({"inner_dim": 64}, "adam", marks=pytest.mark.thorough),
+    ],
 )
 def test_the_memory_that_was_said_is_what_a_process_takes(big_data, tmp_path, model, optimizer):
     grid = Experiment(tmp_path / "one.toml", "big", (0,), (Point("", {}, big(model, optimizer)),))

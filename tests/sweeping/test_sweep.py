@@ -193,7 +193,7 @@ def lives(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.thorough)])
 def test_no_worker_outlives_its_sweep(clicks_directory, tmp_path, number):
     """Once they stayed for ever, each with its memory."""
     path = tmp_path / "long.toml"

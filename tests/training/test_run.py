@@ -279,8 +279,11 @@ def big_run(model):
 @pytest.mark.parametrize(
     "model",
     [
-        {"inner_dim": 128}, {"served_rank": 2}, {"served_density": 0.25}, {"served_as": "int4"}, {"tables": "robe"},
-        {"tables": "tensor-train", "tensor_rank": 32}, {"tables": "min-count"},
+        {"inner_dim": 128},
+        *(pytest.param(model, marks=pytest.mark.thorough) for model in (
+            {"served_rank": 2}, {"served_density": 0.25}, {"served_as": "int4"}, {"tables": "robe"},
+            {"tables": "tensor-train", "tensor_rank": 32}, {"tables": "min-count"},
+        )),
     ],
 )  # fmt: skip
 def test_a_run_takes_no_more_memory_than_was_said(model):
