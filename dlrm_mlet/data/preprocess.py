@@ -4,26 +4,29 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from fractions import Fraction
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from dlrm_mlet.data import complete_journey, flights
 from dlrm_mlet.data import schema as schemas
 from dlrm_mlet.data.datasets import COMPLETE_JOURNEY, COMPLETE_JOURNEY_BY_TIME, FLIGHTS, Dataset
-from dlrm_mlet.data.raw import Block, Parts, RawError, Reader, ahead
-from dlrm_mlet.data.rows import moments, open_rows, with_columns
+from dlrm_mlet.data.raw import Block, Parts, RawError, ahead
+from dlrm_mlet.data.rows import open_rows, with_columns
 from dlrm_mlet.data.schema import SPLITS, ColumnsError, Schema
+from dlrm_mlet.data.splits import deal
 from dlrm_mlet.data.spool import (
     Categories,
     Hashed,
     Hexadecimals,
     Labels,
     Moments,
+    Numbered,
     Numbering,
     Numbers,
     SplitNames,
@@ -82,67 +85,25 @@ def preprocess(
     paths = [raw] if isinstance(raw, Path) else list(raw or [])
     if dataset.split == "files" and len(paths) != len(SPLITS):
         raise RawError(f"{len(paths)} raw files; expected three, of training, validation and test: split = 'files'")
+    named = ", ".join(map(str, paths))
     before = _before(dataset, extend)
-    source: dict[str, str | int]
     with alone(out, "data set"), replacing_directory(out, _check_ours) as directory:
-        reader: Reader | None = None
-        if paths:
-            reader = open_rows(dataset, paths, dataset.hexadecimal, dataset.format)
-            source = reader.description  # complete once all blocks are read
-            blocks, where = reader.blocks(), reader.where
-        elif bundled := BUNDLED.get(dataset.name):
-            table, version = bundled.raw_table()
-            source = {"name": f"{bundled.PACKAGE} {version}"}
-            blocks, where = (
-                iter([Block(table.select(dataset.raw_columns()), 0, 1.0)]),
-                lambda row: f"{bundled.PACKAGE}: row {row + 1}",
-            )
-        else:
-            raise RawError(f"data set {dataset.name!r} isn't bundled; expected the path of its raw file (--raw)")
-        label = Labels(dataset.label, directory, dataset.positive)
-        dense = [Numbers(name, directory, dataset.transform_of(name)) for name in dataset.dense]
-        weight = [Weights(dataset.weight, directory)] if dataset.weight else []
-        sparse = [_category(dataset, name, directory) for name in dataset.categorical]
-        splitting: list[SpooledColumn] = []
-        if dataset.split_by is not None:
-            splitting = [{"time": Moments, "column": SplitNames}[dataset.split](dataset.split_by, directory)]
-        rows = _spool(dataset, blocks, where, [label, *dense, *weight, *sparse, *splitting])
-        named = ", ".join(map(str, paths))
+        opened = _open(dataset, paths)
+        columns = _columns(dataset, directory)
+        rows = _spool(dataset, opened.blocks, opened.where, columns.all)
         if rows < 10:
             raise RawError(f"{named}: {rows} rows; expected at least 10, to split them")
-        heights = reader.heights if isinstance(reader, Parts) else []
-        of_row, split_rows = deal(dataset, rows, splitting, heights)
+        if not force:
+            _refuse_others(out, dataset.name, opened.source)
+        of_row, split_rows = deal(dataset, rows, columns.splitting, opened.heights)
         if empty := [name for name, count in zip(SPLITS, split_rows, strict=True) if not count]:
             raise RawError(f"{named}: no row is of {empty[0]}; expected some of each split: split = {dataset.split!r}")
-        training: slice | np.ndarray = slice(0, split_rows[0]) if of_row is None else of_row == 0
-        (directory / "vocabulary").mkdir()
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            numbering = [
-                pool.submit(column.number, rows, directory / "vocabulary", Numbering(
-                    training, dataset.numbers_training_alone, dataset.least_count(column.name), before.get(column.name)
-                ))
-                for column in sparse
-            ]  # fmt: skip
-            kinds: list[tuple[str, Sequence[SpooledColumn], tuple[int, ...]]] = [
-                ("dense", dense, (rows, len(dense))), ("label", [label], (rows,))
-            ]  # fmt: skip
-            kinds += [("weight", weight, (rows,))] if weight else []
-            others = [
-                pool.submit(_assemble, directory / f"{name}.npy", columns, shape, of_row, split_rows)
-                for name, columns, shape in kinds
-            ]
-            numbered = [future.result() for future in numbering]
-            shape = (rows, sum(column.width for column in sparse))
-            _assemble(directory / "sparse.npy", sparse, shape, of_row, split_rows)
-            for future in others:
-                future.result()
-        if weight:
+        numbered = _lay_out(dataset, columns, directory, of_row, split_rows, before)
+        if columns.weight:
             _divide_by_mean(directory / "weight.npy", split_rows, named)
         for name, found in zip(dataset.categorical, numbered, strict=True):
             if not found.table_rows:
                 raise RawError(f"{named}: column {name!r} has no value at all in training; expected some to embed")
-        if not force:
-            _refuse_others(out, dataset.name, source)
         arrays = sorted(directory.glob("*.npy"))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             files = {array.name: digest for array, digest in zip(arrays, pool.map(digest_of, arrays), strict=True)}
@@ -155,8 +116,8 @@ def preprocess(
             rows=dict(zip(SPLITS, split_rows, strict=True)),
             split=dataset.split,
             split_seed=dataset.split_seed,
-            transform={column.name: column.transform for column in dense},
-            source=source,
+            transform={column.name: column.transform for column in columns.dense},
+            source=opened.source,
             vocabulary=hashlib.sha256("".join(found.digest for found in numbered).encode()).hexdigest(),
             mismatches=mismatches(dataset, rows, [found.table_rows for found in numbered]),
             null_values=dataset.null_values,
@@ -168,6 +129,97 @@ def preprocess(
         )
         write_json(directory / "schema.json", schema.as_dict())
     return schema
+
+
+class _Opened(NamedTuple):
+    """Raw rows that are about to be read."""
+
+    blocks: Iterator[Block]
+    where: Callable[[int], str]
+    """Where a row is, for an error."""
+    source: dict[str, str | int]
+    """What they are, as the schema has it: complete once all blocks are read."""
+    heights: list[int]
+    """The rows of each of several files, once they are read."""
+
+
+def _open(dataset: Dataset, paths: Sequence[Path]) -> _Opened:
+    if paths:
+        reader = open_rows(dataset, paths, dataset.hexadecimal, dataset.format)
+        heights = reader.heights if isinstance(reader, Parts) else []
+        return _Opened(reader.blocks(), reader.where, reader.description, heights)
+    if bundled := BUNDLED.get(dataset.name):
+        table, version = bundled.raw_table()
+        blocks = iter([Block(table.select(dataset.raw_columns()), 0, 1.0)])
+        source: dict[str, str | int] = {"name": f"{bundled.PACKAGE} {version}"}
+        return _Opened(blocks, lambda row: f"{bundled.PACKAGE}: row {row + 1}", source, [])
+    raise RawError(f"data set {dataset.name!r} isn't bundled; expected the path of its raw file (--raw)")
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """A data set's columns, each with a file of its own until they are laid out."""
+
+    label: Labels
+    dense: list[Numbers]
+    weight: list[Weights]
+    sparse: list[Categories]
+    splitting: list[SpooledColumn]
+    """What says which split a row is of."""
+
+    @property
+    def all(self) -> list[SpooledColumn]:
+        return [self.label, *self.dense, *self.weight, *self.sparse, *self.splitting]
+
+
+def _columns(dataset: Dataset, directory: Path) -> _Columns:
+    splitting: list[SpooledColumn] = []
+    if dataset.split_by is not None:
+        splitting = [{"time": Moments, "column": SplitNames}[dataset.split](dataset.split_by, directory)]
+    return _Columns(
+        Labels(dataset.label, directory, dataset.positive),
+        [Numbers(name, directory, dataset.transform_of(name)) for name in dataset.dense],
+        [Weights(dataset.weight, directory)] if dataset.weight else [],
+        [_category(dataset, name, directory) for name in dataset.categorical],
+        splitting,
+    )
+
+
+def _lay_out(
+    dataset: Dataset,
+    columns: _Columns,
+    directory: Path,
+    of_row: np.ndarray | None,
+    split_rows: tuple[int, int, int],
+    before: Mapping[str, Vocabulary | None],
+) -> list[Numbered]:
+    """Number the values and write the arrays, each split's rows together; what came of each column's values."""
+    rows = sum(split_rows)
+    training: slice | np.ndarray = slice(0, split_rows[0]) if of_row is None else of_row == 0
+    kinds: list[tuple[str, Sequence[SpooledColumn], tuple[int, ...]]] = [
+        ("dense", columns.dense, (rows, len(columns.dense))),
+        ("label", [columns.label], (rows,)),
+        *([("weight", columns.weight, (rows,))] if columns.weight else []),
+    ]
+    vocabulary = directory / "vocabulary"
+    vocabulary.mkdir()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        numbering = [
+            pool.submit(column.number, rows, vocabulary, Numbering(
+                training, dataset.numbers_training_alone, dataset.least_count(column.name), before.get(column.name)
+            ))
+            for column in columns.sparse
+        ]  # fmt: skip
+        others = [
+            pool.submit(_assemble, directory / f"{name}.npy", its, shape, of_row, split_rows)
+            for name, its, shape in kinds
+        ]
+        numbered = [future.result() for future in numbering]
+        shape = (rows, sum(column.width for column in columns.sparse))
+        _assemble(directory / "sparse.npy", columns.sparse, shape, of_row, split_rows)
+        for future in others:
+            future.result()
+    return numbered
 
 
 def _category(dataset: Dataset, name: str, directory: Path) -> Categories:
@@ -189,19 +241,8 @@ def _before(dataset: Dataset, extend: Path | None) -> dict[str, Vocabulary | Non
         return {}
     schema = schemas.load(extend / "schema.json")
     found = load_all(extend / "vocabulary", schema)
-    same = (
-        "dense",
-        "categorical",
-        "transform",
-        "integer",
-        "hexadecimal",
-        "multi_valued",
-        "hash_buckets",
-        "times",
-        "min_count",
-    )
     there = schema.as_dataset()
-    for key in same:
+    for key in ALIKE:
         if getattr(there, key) != getattr(dataset, key):
             raise ColumnsError(
                 f"{extend}: its {key} is {getattr(there, key)!r}, and this data set's {getattr(dataset, key)!r}; "
@@ -261,62 +302,6 @@ def _refuse_others(out: Path, name: str, source: dict[str, str | int]) -> None:
         return  # no data set, or none that is whole
     if before != (name, source.get("sha256", source["name"])):
         raise RawError(f"{out}: has {held['dataset']} of {held['source']['name']}; expected another --out, or --force")
-
-
-def deal(
-    dataset: Dataset, rows: int, by: Sequence[SpooledColumn], heights: Sequence[int]
-) -> tuple[np.ndarray | None, tuple[int, int, int]]:
-    """Of each row which split it is of, None where they lie in this order already; and the rows of each split.
-
-    `by` is the column, if any, that decides; `heights` the rows of each raw file.
-    """
-    if by:
-        values = np.fromfile(by[0].path, by[0].dtype, rows)
-        by[0].path.unlink()
-        if dataset.split == "time":
-            starts = _starts(dataset, values)
-            of_row = ((values >= starts[0]).astype(np.uint8) + (values >= starts[1])).astype(np.uint8)
-        else:
-            of_row = values
-        first, second, third = np.bincount(of_row, minlength=len(SPLITS)).tolist()
-        return of_row, (first, second, third)
-    if dataset.split == "files":
-        first, second, third = heights
-        return None, (first, second, third)
-    sizes = split_sizes(dataset, rows)
-    if dataset.split != "random":
-        return None, sizes
-    of_row = np.repeat(np.arange(len(SPLITS), dtype=np.uint8), sizes)
-    np.random.default_rng(dataset.split_seed).shuffle(of_row)
-    return of_row, sizes
-
-
-def _starts(dataset: Dataset, seconds: np.ndarray) -> tuple[int, int]:
-    """When validation and test begin, in seconds since 1970."""
-    if dataset.split_at:
-
-        def refuse(wrong: pl.Series, expected: str) -> None:
-            if wrong.any():
-                raise RawError(f"split_at = {list(dataset.split_at)}: expected {expected}")
-
-        first, second = moments(pl.Series(dataset.split_at), refuse).dt.epoch("s").to_list()
-        if first >= second:
-            raise RawError(f"split_at = {list(dataset.split_at)}: expected the earlier one first")
-        return first, second
-    train, validation, _ = split_sizes(dataset, len(seconds))
-    places = [train, train + validation]
-    first, second = np.partition(seconds, places)[places].tolist()
-    return first, second
-
-
-def split_sizes(dataset: Dataset, rows: int) -> tuple[int, int, int]:
-    """Rows of training, validation and test."""
-    if dataset.split == "days":
-        # seven near-equal days, the remainder going to the first ones; the last one is halved
-        last_day = rows // 7
-        return rows - last_day, last_day - last_day // 2, last_day // 2
-    validation, test = (int(rows * Fraction(str(share))) for share in dataset.fractions[1:])
-    return rows - validation - test, validation, test
 
 
 def mismatches(dataset: Dataset, rows: int, table_rows: Sequence[int]) -> tuple[str, ...]:

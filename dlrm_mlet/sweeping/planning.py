@@ -217,7 +217,7 @@ def plan_of(experiment: Experiment, data: Path, out: Path, devices: Devices, eng
 def _published(name: str) -> Schema:
     """What is known of a built-in data set without its rows: enough of a schema for all sizes."""
     # polars isn't everywhere that trains
-    from dlrm_mlet.data.preprocess import split_sizes  # noqa: PLC0415
+    from dlrm_mlet.data.splits import split_sizes  # noqa: PLC0415
     from dlrm_mlet.data.synthetic import AVAZU_DISTINCT  # noqa: PLC0415
 
     known = BUILT_IN[name]
