@@ -12,8 +12,6 @@ with needs("reporting"):
     from scipy import stats
 
 CONFIDENCE = 0.95
-STEP = ("batch_size", "table_learning_rate")
-"""The settings that say how far a row moves in a step."""
 
 
 @dataclass(frozen=True)
@@ -157,31 +155,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
 
 
-def larger_step(inner_dim: str) -> float:
-    """By how much a product moves further than a single layer at the same rate: k/16 for each of its inner layers.
-
-    Since the entries of W2 have variance 1/16 (paper, section 3).
-    """
-    return math.prod(int(k) / 16 for k in filter(None, inner_dim.split("x")))
-
-
-def by_row_rate(rows: Sequence[Row]) -> dict[tuple[str, int, int], dict[float, list[float] | None]]:
-    """Validation AUC by how far a row that occurs once in a batch moves: table rate / batch size, times k/16 for MLET.
-
-    By inner dimension, d and batch size; of what else was varied, such as the MLPs' rate, the one
-    with the best mean, and None where at each of them some seed diverged.
-    """
-    found: dict[tuple[str, int, int], dict[float, list[float] | None]] = {}
-    trials: dict[tuple[tuple[str, int, int], float], dict[tuple[str, ...], list[float | None]]] = {}
-    for row in rows:
-        others = {key: value for key, value in row.settings.items() if key not in STEP}
-        size, rate = int(row.settings["batch_size"]), float(row.settings["table_learning_rate"])
-        point = (row.inner_dim, row.embedding_dim, size)
-        moved = rate / size * larger_step(row.inner_dim)
-        found.setdefault(point, {})
-        trial = trials.setdefault((point, round(moved, 6)), {}).setdefault((row.arm, *others.values()), [])
-        trial.append(row.measures.get("validation_auc"))
-    for (point, moved), tried in sorted(trials.items(), key=lambda item: item[0][1]):
-        whole = [[auc for auc in trial if auc is not None] for trial in tried.values() if None not in trial]
-        found[point][moved] = max(whole, key=statistics.fmean, default=None)
-    return found
+def as_markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's lines; the first row is its head."""
+    head, *body = rows
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]

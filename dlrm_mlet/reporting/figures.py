@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing
-from dlrm_mlet.reporting.curves import Curve, Difference, by_row_rate, labels, model_name
+from dlrm_mlet.reporting.curves import Curve, Difference, labels, model_name
 from dlrm_mlet.reporting.results import Look, Row, Spectrum
+from dlrm_mlet.reporting.step_law import by_row_rate
 
 with needs("reporting"):
     import matplotlib

@@ -2,8 +2,10 @@
 
 import functools
 import statistics
+from pathlib import Path
 
-from dlrm_mlet.reporting import figures, order, results
+from dlrm_mlet.config import TrainingConfig
+from dlrm_mlet.reporting import figures, order, results, step_law
 from dlrm_mlet.reporting.curves import make_curves
 from dlrm_mlet.reporting.judging import (
     AUC,
@@ -19,6 +21,9 @@ from dlrm_mlet.reporting.judging import (
 )
 from dlrm_mlet.training.evaluation import THIRDS
 
+LAW = "batch-size"
+"""The experiment of the law of the step."""
+PAPERS_RATE_PER_ROW = TrainingConfig.learning_rate / TrainingConfig.batch_size
 LATE = 0.02
 """A run counts as failed when its validation AUC is so far below the median of its point."""
 PLAIN = ("paper-grid", "controls", "mechanism", "depth", "narrow", "rivals")
@@ -114,6 +119,15 @@ def _deepfm_table(tables: Tables) -> list[list[str]]:
             found[d, curve.arm] = [names[curve.arm], str(d), str(len(curve.points[d])), *means]
     return rows + [found[key] for d in sorted({d for d, _ in found}) for key in ((d, arm) for arm in names)
                    if key in found]  # fmt: skip
+
+
+def _law_table(tables: Tables) -> list[list[str]]:
+    beside = tables.directory / f"{LAW}-frequency.csv"
+    return step_law.table(tables.rows(LAW), results.read_thirds(beside) if beside.exists() else ())
+
+
+def _law_figure(tables: Tables, path: Path) -> None:
+    figures.over_row_rate(tables.rows(LAW), PAPERS_RATE_PER_ROW, tables.directory.name, path)
 
 
 def _failures_table(tables: Tables) -> list[list[str]]:
@@ -212,6 +226,16 @@ QUESTIONS = (
         "row's rarest id is, in thirds of validation.",
         {TUNED: Group(("deepfm-controls",), _over_plain)},
         table=_deepfm_table, experiments=("deepfm-controls",),
+    ),
+    Claim(
+        "step-law",
+        "Is the best table rate one number times the batch size?",
+        f"has one rate, 0.2 at batch 128, for everything: {PAPERS_RATE_PER_ROW:.4f} per row.",
+        "By SGD. Per row: the table's rate over the batch size B, times k/16 for MLET. The loss is the mean over B, so "
+        "that a row that occurs once in a batch moves so far of its own gradient, whatever B is; rates at which some "
+        "seed diverged are left out.",
+        {}, table=_law_table, verdict=lambda tables: step_law.verdict(tables.rows(LAW)), experiments=(LAW,),
+        figure=_law_figure,
     ),
     Claim(
         "failures",

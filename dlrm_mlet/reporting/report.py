@@ -3,24 +3,20 @@
 import csv
 import json
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 from dlrm_mlet.config import TrainingConfig
 from dlrm_mlet.files import replacing
-from dlrm_mlet.reporting import figures, results
+from dlrm_mlet.reporting import figures, results, step_law
 from dlrm_mlet.reporting.curves import (
-    STEP,
     Curve,
     Difference,
-    by_row_rate,
+    as_markdown,
     difference,
     gains,
     labels,
-    larger_step,
     make_curves,
-    model_name,
     shrink_factors,
     spread,
     zero_cost,
@@ -31,6 +27,11 @@ from dlrm_mlet.tables.spectrum import count_above
 
 COMPANIONS = ("-trials", "-spectra", "-frequency", "-curve")
 """Endings of tables that lie beside an experiment's own."""
+STEP_WORDS = (
+    "Of the rates at which no seed diverged, with the better of the MLPs' rates. Per row: the table's rate divided by "
+    "the batch size B, times k/16 for MLET; so far a row moves, of its own gradient, where it occurs once in the "
+    "batch. Rare, middle and frequent: validation in thirds by how often the rarest id of a row occurs in training."
+)
 SMALLER = ("tables", "served_as", "served_rank")
 """Settings that change served bytes by other means than d."""
 BOTH = ("validation_auc", "validation_log_loss")
@@ -90,13 +91,17 @@ def draw(table: Path, target: Path) -> list[Path]:
     elif any(key in SMALLER for row in rows for key in row.settings):
         figures.over_bytes(rows, name, place)
         written += figures.files(place)
-    elif _has_steps(rows):
+    elif step_law.is_one(rows):
         figures.over_row_rate(rows, TrainingConfig.learning_rate / TrainingConfig.batch_size, name, place)
         written += figures.files(place)
     elif any(curve.points for curve in curves):
         figures.over_dimension(curves, BOTH, name, place)
         written += figures.files(place)
-    page = markdown(rows, curves, name, table.name)
+    thirds: list[Third] = []
+    if (beside := table.with_name(f"{table.stem}-frequency.csv")).exists():
+        thirds = results.read_thirds(beside)
+        _check_of(rows, thirds, beside)
+    page = markdown(rows, curves, name, table.name, thirds)
     if (beside := table.with_name(f"{table.stem}-spectra.csv")).exists():
         found = results.read_spectra(beside)
         _check_of(rows, found, beside)
@@ -104,12 +109,8 @@ def draw(table: Path, target: Path) -> list[Path]:
         figures.growth(found, name, target / f"{table.stem}-growth")
         written += figures.files(target / f"{table.stem}-spectra") + figures.files(target / f"{table.stem}-growth")
         page += "\n".join(["", *_spectra_table(found), ""])
-    beside = table.with_name(f"{table.stem}-frequency.csv")
-    if beside.exists():
-        thirds = results.read_thirds(beside)
-        _check_of(rows, thirds, beside)
-        if gained := _step_by_frequency(rows, thirds) if _has_steps(rows) else _frequency_table(thirds):
-            page += "\n".join(["", *gained, ""])
+    if not step_law.is_one(rows) and (gained := _frequency_table(thirds)):
+        page += "\n".join(["", *gained, ""])
     if (beside := table.with_name(f"{table.stem}-curve.csv")).exists():
         looks = results.read_looks(beside)
         _check_of(rows, looks, beside)
@@ -118,11 +119,6 @@ def draw(table: Path, target: Path) -> list[Path]:
     with replacing(target / f"{table.stem}.md") as partial:
         partial.write_text(page, encoding="utf-8")
     return [*written, target / f"{table.stem}.md"]
-
-
-def _has_steps(rows: Sequence[Row]) -> bool:
-    """Whether the law of the step can be drawn from a table: each run has a batch size and a table rate of its own."""
-    return all(row.settings.get(key) for row in rows for key in STEP)
 
 
 def _check_of(rows: Sequence[Row], found: Sequence[OfRun], beside: Path) -> None:
@@ -177,7 +173,7 @@ def _draw_equation_6(table: Path, target: Path) -> list[Path]:
     return figures.files(target / table.stem)
 
 
-def markdown(rows: Sequence[Row], curves: Sequence[Curve], name: str, source: str) -> str:
+def markdown(rows: Sequence[Row], curves: Sequence[Curve], name: str, source: str, thirds: Sequence[Third] = ()) -> str:
     """The table of all points with mean ± standard deviation and n, and what a reader wants to know of the curves."""
     seconds = sum(row.seconds for row in rows) / 60
     where = sorted({f"{row.provenance['device']}, torch {row.provenance['torch']}" for row in rows})
@@ -194,11 +190,9 @@ def markdown(rows: Sequence[Row], curves: Sequence[Curve], name: str, source: st
         lines += ["", "## What was chosen on validation", "", *_tuned_table(curves)]
     if any(key in SMALLER for row in rows for key in row.settings):
         return "\n".join([*lines, "", "## The Pareto front of served bytes and AUC", "", *_pareto_table(rows)]) + "\n"
-    if _has_steps(rows):
-        return (
-            "\n".join([*lines, "", "## The best table learning rate for each batch size", "", *_step_table(rows)])
-            + "\n"
-        )
+    if step_law.is_one(rows):
+        head = ["## The best table learning rate for each batch size", "", STEP_WORDS, ""]
+        return "\n".join([*lines, "", *head, *as_markdown(step_law.table(rows, thirds))]) + "\n"
     single = next((curve for curve in curves if curve.single), None)
     others = [curve for curve in curves if curve is not single]
     if single and others:
@@ -259,67 +253,10 @@ def _pareto_table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _step_table(rows: Sequence[Row]) -> list[str]:
-    lines = [
-        "Of the rates at which no seed diverged, with the better of the MLPs' rates. The rate per row is the table's "
-        "rate divided by the batch size B, times k/16 for MLET: how far a row moves, of its own gradient, where it "
-        "occurs once in the batch.",
-        "",
-        "| model | d | B | best table rate | rate per row | validation AUC | largest at which no seed diverged |",
-        "|---|--:|--:|--:|--:|---|--:|",
-    ]
-    for (inner_dim, d, size), scores in by_row_rate(rows).items():
-        best = _best_rate(scores)
-        if best is None:
-            lines.append(f"| {model_name('', inner_dim)} | {d} | {size} | – | – | – | none |")
-            continue
-        table_rate = best * size / larger_step(inner_dim)
-        whole = [rate for rate, values in scores.items() if values]
-        edge = " (the largest tried)" if max(whole) == max(scores) else ""
-        cells = [model_name("", inner_dim), d, size, f"{table_rate:g}", f"{best:g}", spread(scores[best] or []),
-                 f"{max(whole):g}{edge}"]  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return lines
-
-
 def _named(label: str) -> str:
     """A curve's label within a sentence."""
     name, _, settings = label.partition(", ")
     return f"{name} ({settings})" if settings else name
-
-
-def _best_rate(scores: Mapping[float, Sequence[float] | None]) -> float | None:
-    whole = {rate: statistics.fmean(values) for rate, values in scores.items() if values}
-    return max(whole, key=whole.__getitem__, default=None)
-
-
-def _step_by_frequency(rows: Sequence[Row], thirds: Sequence[Third]) -> list[str]:
-    by_ids: dict[str, dict[tuple[object, ...], Third]] = {}
-    for third in thirds:
-        by_ids.setdefault(third.ids, {})[third.run] = third
-    heads = [f"{ids} ids (at most {max(third.at_most for third in its.values())})" for ids, its in by_ids.items()]
-    lines = [
-        "## The best rate per row where ids are rare",
-        "",
-        "Validation in thirds by how often the rarest id of a row occurs in training; for each the rate per row with "
-        "the best AUC, and that AUC.",
-        "",
-        f"| model | d | B | {' | '.join(heads)} |",
-        "|---|--:|--:|" + "---|" * len(heads),
-    ]
-    of_thirds = [
-        by_row_rate(
-            [replace(row, measures={"validation_auc": its[row.run].auc} if row.run in its else {}) for row in rows]
-        )
-        for its in by_ids.values()
-    ]
-    for inner_dim, d, size in by_row_rate(rows):
-        cells = []
-        for scores in (found[inner_dim, d, size] for found in of_thirds):
-            best = _best_rate(scores)
-            cells.append("none" if best is None else f"{best:g}: {spread(scores[best] or [])}")
-        lines.append(f"| {model_name('', inner_dim)} | {d} | {size} | {' | '.join(cells)} |")
-    return lines
 
 
 def _shrink_table(others: Sequence[Curve], single: Curve, measure: str) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from dlrm_mlet.files import replacing
 from dlrm_mlet.reporting import figures, judging
 from dlrm_mlet.reporting.claims import CLAIMS
+from dlrm_mlet.reporting.curves import as_markdown
 from dlrm_mlet.reporting.judging import MARGIN, PAPER, TUNED, Claim, Counts, Point, Tables
 from dlrm_mlet.reporting.questions import QUESTIONS
 
@@ -213,7 +214,7 @@ def _of_dataset(claim: Claim, name: str, outcome: Outcome, directory: str) -> li
         lines += [f"**{outcome.said[:1].upper()}{outcome.said[1:]}**." if is_elsewhere else
                   f"**{name}: {outcome.said}**.", ""]  # fmt: skip
     if outcome.table:
-        lines += [*_markdown(outcome.table), ""]
+        lines += [*as_markdown(outcome.table), ""]
     if outcome.points:
         head = ["rate", "point", "measure", "difference", "std", "95 % interval, joint", "n"]
         rows = [
@@ -221,7 +222,7 @@ def _of_dataset(claim: Claim, name: str, outcome: Outcome, directory: str) -> li
              f"{p.gain.low:+.4f} to {p.gain.high:+.4f}", str(p.gain.n)]
             for p in outcome.points
         ]  # fmt: skip
-        lines += [*_markdown([head, *rows]), ""]
+        lines += [*as_markdown([head, *rows]), ""]
     sources = dict.fromkeys([*claim.experiments, *(s for p in outcome.points for s in p.sources)])
     sources = {source: None for source in sources if source in ELSEWHERE or source in outcome.tables}
     commands, records = [], []
@@ -238,11 +239,6 @@ def _command(dataset: str, experiment: str) -> str:
         model, _, what = experiment.partition("-")
         return f"python scripts/other_models.py {dataset} {model}{' --controls' if what == 'controls' else ''}"
     return f"make sweep DATASET={dataset} GRID={experiment}"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = rows
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
 
 
 def _first_measure(points: Sequence[Point]) -> list[Point]:

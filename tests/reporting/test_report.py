@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from dlrm_mlet.__main__ import main
-from dlrm_mlet.reporting import curves, figures, judging, reproduction, results
+from dlrm_mlet.reporting import curves, figures, judging, reproduction, results, step_law
 from dlrm_mlet.reporting.claims import CLAIMS
-from dlrm_mlet.reporting.curves import by_row_rate, difference, gains, make_curves, shrink_factors, zero_cost
+from dlrm_mlet.reporting.curves import difference, gains, make_curves, shrink_factors, zero_cost
 from dlrm_mlet.reporting.judging import AUC, Tables
 from dlrm_mlet.reporting.questions import QUESTIONS
 from dlrm_mlet.reporting.report import draw, report
 from dlrm_mlet.reporting.results import ResultsError
+from dlrm_mlet.reporting.step_law import by_row_rate
 
 ROOT = Path(__file__).parents[2]
 HEADER = (
@@ -316,6 +317,7 @@ def test_the_law_of_the_step_takes_any_grid(tmp_path):
     assert scores["", 4, 100] == {0.1: [0.7, 0.702]}
     assert scores["", 8, 100] == {0.1: [0.8, 0.802]}
     assert scores["64x32", 8, 100] == {0.08: [0.6, 0.602]}
+    assert step_law.verdict(results.read(path)) == "best rate per row 0.1 at B = 50, 0.08 to 0.1 at B = 100"
     draw(path, path.parent)
     assert "| single layer | 8 | 50 | 5 | 0.1 | 0.9010 ± 0.0014 |" in path.with_suffix(".md").read_text()
 
@@ -331,8 +333,8 @@ def test_the_best_rate_is_told_for_rare_and_frequent_ids_too(tmp_path):
     path.with_name("batch-size-frequency.csv").write_text("\n".join(lines) + "\n")
     draw(path, path.parent)
     page = path.with_suffix(".md").read_text()
-    assert "| model | d | B | rare ids (at most 3) | frequent ids (at most 9) |" in page
-    assert "| single layer | 8 | 100 | 0.1: 0.7500 ± 0.0000 | 0.2: 0.9000 ± 0.0000 |" in page
+    assert "| best for rare ids (at most 3 times) | best for frequent ids (at most 9 times) |" in page
+    assert "| single layer | 8 | 100 | 20 | 0.2 | 0.8010 ± 0.0014 | 0.2 (the largest tried) | 0.1 | 0.2 |" in page
 
 
 def test_what_lies_beside_a_table_is_told_apart_by_all_that_was_varied(tmp_path, monkeypatch):
