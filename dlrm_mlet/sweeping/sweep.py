@@ -18,9 +18,9 @@ from dlrm_mlet.data.columns import Columns
 from dlrm_mlet.data.schema import Schema
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import BusyError, alone
-from dlrm_mlet.sweeping import keeping, queue, worker
+from dlrm_mlet.sweeping import keeping, queue, reuse, worker
 from dlrm_mlet.training import record
-from dlrm_mlet.training.device import CPU, USABLE, free_memory
+from dlrm_mlet.training.device import CPU, USABLE, describe, free_memory
 from dlrm_mlet.training.record import Record
 from dlrm_mlet.training.run import check_data, check_device, memory_needed
 from dlrm_mlet.training.together import can_train_together
@@ -86,6 +86,15 @@ def unfinished(runs: list[PlannedRun], loaded: Columns) -> list[PlannedRun]:
     return missing
 
 
+def taken(missing: list[PlannedRun], out: Path, loaded: Columns, device: str) -> list[PlannedRun]:
+    """Those that are left after some were taken from other experiments; `device` is what it is called."""
+    wanted = [(run.directory, run.point.config, run.seed, run.keep) for run in missing]
+    if found := reuse.take(wanted, out, loaded.schema, device):
+        said = ", ".join(f"{count} of {experiment}" for experiment, count in found.items())
+        print(f"runs that other experiments have made: {said}", flush=True)
+    return [run for run in missing if run.record(loaded) is None]
+
+
 def leave(runs: list[PlannedRun]) -> None:
     """Of each point those checkpoints of finished runs that its experiment keeps."""
     for _, seeds in itertools.groupby(runs, key=lambda run: run.point):
@@ -120,6 +129,8 @@ def _sweep(
     runs = plan(experiment, out)
     loaded = columns.load(data)
     missing = unfinished(runs, loaded)
+    if missing:
+        missing = taken(missing, out, loaded, describe(devices[0]))
     leave(runs)  # those of runs that were killed beside their record, or that another `keep` left
     for config, device in itertools.product({run.point.config for run in missing}, set(devices)):
         check_device(config, loaded.schema, device, share=USABLE)
