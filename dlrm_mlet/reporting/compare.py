@@ -1,5 +1,6 @@
 """Two arms of two tables of results -> their differences, paired by seed, at each dimension that both have."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dlrm_mlet.reporting import results
@@ -11,8 +12,9 @@ from dlrm_mlet.reporting.results import MEASURES, ResultsError
 def compare(better: str, base: str) -> str:
     """A Markdown table of what the first, as <table.csv>:<arm>, gains over the second; positive is better.
 
-    An arm of several k is named with one, as mlet:64. Raises ResultsError where there is no such table or arm, or no
-    pair of runs.
+    An arm of several k is named with one, as mlet:64, and one of several settings with these, as
+    single:batch_size=128:learning_rate=0.2. Raises ResultsError where there is no such table or arm, or no pair of
+    runs.
     """
     first, second = _curve(better), _curve(base)
     gains = {
@@ -37,14 +39,25 @@ def compare(better: str, base: str) -> str:
 
 
 def _curve(side: str) -> Curve:
-    file, _, rest = side.partition(".csv")
-    path, (arm, _, inner_dim) = Path(f"{file}.csv"), rest.removeprefix(":").partition(":")
+    file, _, rest = side.rpartition(".csv")
+    path, (arm, *chosen) = Path(f"{file}.csv"), rest.removeprefix(":").split(":")
     if not path.is_file():
         raise ResultsError(f"{side}: no such table; expected <table.csv>:<arm>, such as paper-grid.csv:mlet:64")
-    curves = [curve for curve in make_curves(results.read(path)) if curve.arm == arm]
-    chosen = [curve for curve in curves if not inner_dim or curve.inner_dim == inner_dim]
-    if len(chosen) != 1:
-        known = curves or make_curves(results.read(path))
-        names = ", ".join(f"{c.arm}{':' if c.inner_dim else ''}{c.inner_dim}" for c in known)
-        raise ResultsError(f"{side}: {len(chosen)} curves; expected one of {names}")
-    return chosen[0]
+    curves = make_curves(results.read(path))
+    mine = [curve for curve in curves if curve.arm == arm]
+    found = [curve for curve in mine if set(filter(None, chosen)) <= {curve.inner_dim, *_settings(curve)}]
+    if len(found) != 1:
+        names = ", ".join(_name(curve, mine or curves) for curve in mine or curves)
+        raise ResultsError(f"{side}: {len(found)} curves; expected one of {names}")
+    return found[0]
+
+
+def _settings(curve: Curve) -> list[str]:
+    return [f"{key}={value}" for key, value in curve.settings.items()]
+
+
+def _name(curve: Curve, among: Sequence[Curve]) -> str:
+    """How the curve is named: its arm, its k, and the settings of which that arm has several."""
+    alike = [set(_settings(other)) for other in among if other.arm == curve.arm]
+    varied = [its for its in _settings(curve) if any(its not in others for others in alike)]
+    return ":".join([curve.arm, *filter(None, [curve.inner_dim, *varied])])

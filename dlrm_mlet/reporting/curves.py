@@ -22,6 +22,8 @@ class Curve:
     arm: str
     inner_dim: str
     """As in the table: empty for a single layer."""
+    settings: dict[str, str]
+    """What else the grid varied."""
     single: bool
     """Whether this is the plain single layer, with which all else is compared."""
     points: dict[int, list[Row]]
@@ -75,6 +77,7 @@ def make_curves(rows: Sequence[Row]) -> list[Curve]:
                 label=label,
                 arm=mine[0].arm,
                 inner_dim=mine[0].inner_dim,
+                settings=mine[0].settings,
                 single=mine[0].single,
                 points={d: found for d, found in finished.items() if found},
                 diverged={d: count for d, count in diverged.items() if count},

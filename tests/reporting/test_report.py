@@ -376,6 +376,16 @@ def _said(figure: Figure) -> list[str]:
     return [*labels, *(ax.get_title() for ax in figure.axes)]
 
 
+def test_arms_of_several_settings_are_compared_by_these(tmp_path, capsys):
+    path = tmp_path / "a.csv" / "rates.csv"
+    _with_settings(path, [("single", "", 2, "9", rate, auc) for rate, auc in (("0.2", 0.7), ("3.2", 0.8))])
+    assert main(["compare", f"{path}:single:table_learning_rate=3.2", f"{path}:single:table_learning_rate=0.2"]) == 0
+    assert "| 2 | validation auc | +0.1000 |" in capsys.readouterr().out
+    assert main(["compare", f"{path}:single:table_learning_rate=3.2", f"{path}:single:batch_size=9"]) == 1
+    expected = "2 curves; expected one of single:table_learning_rate=0.2, single:table_learning_rate=3.2\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
 def test_gains_name_the_single_layer_that_they_are_over(tmp_path):
     path = tmp_path / "clicks" / "rates.csv"
     _with_settings(path, [("single", "", 2, "", rate, 0.7) for rate in ("0.2", "3.2")])
