@@ -77,32 +77,32 @@ def _deeper(tables: Tables, arm: str) -> Gains:
     return found
 
 
-def _counts_of_values(tables: Tables) -> dict[tuple[str, str], dict[int, int]]:
-    """(feature, model) -> seed -> singular values above 1 % of the largest, of the two largest tables at the end."""
+def _counts_of_values(tables: Tables) -> dict[tuple[str, tuple[str, ...]], dict[int, int]]:
+    """(feature, series) -> seed -> singular values above 1 % of the largest, of the two largest tables at the end."""
     found = results.read_spectra(tables.directory / "mechanism-spectra.csv")
-    names = labels(found)
-    last, d = max(s.step for s in found), max(s.embedding_dim for s in found)
-    counts: dict[tuple[str, str], dict[int, int]] = {}
+    d = max(s.embedding_dim for s in found)
+    counts: dict[tuple[str, tuple[str, ...]], dict[int, int]] = {}
     for feature, _ in figures.largest_tables(found)[:2]:
-        for s in found:
-            if (s.feature, s.step, s.embedding_dim) == (feature, last, d):
-                counts.setdefault((feature, names[s.series]), {})[s.seed] = count_above(s.values)
+        for s in figures.at_the_end(found):
+            if (s.feature, s.embedding_dim) == (feature, d):
+                counts.setdefault((feature, s.series), {})[s.seed] = count_above(s.values)
     return counts
 
 
 def _fewer_values(tables: Tables) -> Gains:
     counts = _counts_of_values(tables)
-    plain, product = tables.curve("mechanism", "single").label, tables.mlet("mechanism").label
+    plain, product = tables.curve("mechanism", "single").series, tables.mlet("mechanism").series
     found = {}
     for feature in dict.fromkeys(feature for feature, _ in counts):
-        single, mlet = counts[feature, plain], counts[feature, product]
+        single, mlet = counts.get((feature, plain), {}), counts.get((feature, product), {})
         found[feature, ABOVE] = [float(single[seed] - mlet[seed]) for seed in single if seed in mlet]
     return found
 
 
 def _values_table(tables: Tables) -> list[list[str]]:
-    counts = _counts_of_values(tables)
-    rows = [[f, model, f"{statistics.fmean(c.values()):.1f}", str(len(c))] for (f, model), c in counts.items()]
+    names = labels(tables.rows("mechanism"))
+    rows = [[feature, names[series], f"{statistics.fmean(counts.values()):.1f}", str(len(counts))]
+            for (feature, series), counts in _counts_of_values(tables).items()]  # fmt: skip
     return [["table", "model", "values above 1 % of the largest, mean", "n"], *rows]
 
 
@@ -111,12 +111,14 @@ def _rare_over_frequent(tables: Tables) -> Gains:
     losses: dict[str, dict[tuple[int, int, str], float]] = {}
     for curve in (single := tables.curve("mechanism", "single"), mlet := tables.mlet("mechanism")):
         losses[curve.label] = {(t.embedding_dim, t.seed, t.ids): t.log_loss for t in thirds
-                               if (t.arm, t.inner_dim) == (curve.arm, curve.inner_dim)}  # fmt: skip
+                               if t.series == curve.series}  # fmt: skip
     base = losses[single.label]
     gains = {key: base[key] - loss for key, loss in losses[mlet.label].items() if key in base}
     found: dict[tuple[str, str], list[float]] = {}
     for d, seed in sorted({(d, seed) for d, seed, _ in gains}):
-        found.setdefault((f"d={d}", LOSS), []).append(gains[d, seed, "rare"] - gains[d, seed, "frequent"])
+        rare, frequent = gains.get((d, seed, "rare")), gains.get((d, seed, "frequent"))
+        if rare is not None and frequent is not None:
+            found.setdefault((f"d={d}", LOSS), []).append(rare - frequent)
     return found
 
 
@@ -160,6 +162,8 @@ def _loss_table(tables: Tables) -> list[list[str]]:
     for k in tables.inner_dims(GRID):
         for (d, _), gains in paired(tables.curve(GRID, "mlet", k), single, LOSS).items():
             rows.append((statistics.fmean(gains), k, d, len(gains)))
+    if not rows:
+        raise FileNotFoundError(f"{GRID}: no runs of MLET that can be paired")
     rows.sort(reverse=True)
     return [["k", "point", "gain of validation LogLoss, mean", "n"],
             *([k, d, f"{mean:+.4f}", str(n)] for mean, k, d, n in rows[:3])]  # fmt: skip

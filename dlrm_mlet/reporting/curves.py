@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,11 @@ class Curve:
     """d -> the runs that finished, by seed."""
     diverged: dict[int, int]
     """d -> how many runs diverged."""
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """What its runs share: see OfRun."""
+        return (self.arm, self.inner_dim, *self.settings.values())
 
     def values(self, d: int, measure: str) -> list[float]:
         """A measure at d, a value a seed; empty where it was not taken, as on test where `read_test` is false."""
@@ -96,7 +102,8 @@ def labels(found: Sequence[OfRun]) -> dict[tuple[str, ...], str]:
             if len({other.settings[key] for other in series.values() if other.arm == one.arm}) > 1:
                 parts.append(f"{key.replace('_', ' ')} {value}")
         names[one.series] = ", ".join(parts)
-    return names
+    alike = Counter(names.values())
+    return {series: name if alike[name] == 1 else f"{name} ({series[0]})" for series, name in names.items()}
 
 
 def model_name(arm: str, inner_dim: str) -> str:
@@ -144,8 +151,8 @@ def zero_cost(curves: Sequence[Curve], single: Curve, measure: str) -> list[tupl
         for wide in single.points if curve.inner_dim.isdigit() else ():
             for d in curve.points:
                 if int(curve.inner_dim) <= wide and d < wide:
-                    gain = difference(paired_gains(curve.points[d], single.points[wide], measure))
-                    if gain.mean > 0:
+                    pairs = paired_gains(curve.points[d], single.points[wide], measure)
+                    if pairs and (gain := difference(pairs)).mean > 0:
                         found.append((curve, d, wide, gain))
     return found
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing
-from dlrm_mlet.reporting.curves import Curve, Difference, labels, model_name
+from dlrm_mlet.reporting.curves import Curve, Difference, labels
 from dlrm_mlet.reporting.results import Look, Row, Spectrum
 from dlrm_mlet.reporting.step_law import by_row_rate
 
@@ -18,6 +18,7 @@ with needs("reporting"):
     import matplotlib
     import matplotlib.pyplot as plt
     from matplotlib.axes import Axes
+    from matplotlib.ticker import LogFormatter, NullFormatter
 
 matplotlib.use("Agg")
 
@@ -49,6 +50,10 @@ def _figure(path: Path, panels: int, title: str, width: float = 6.4, height: flo
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, panels, figsize=(width * panels, height), squeeze=False, layout="constrained")
         yield axes[0]
+        for axis in (axis for ax in axes[0] for axis in (ax.xaxis, ax.yaxis)):
+            if isinstance(axis.get_major_formatter(), LogFormatter):  # writes mathematics, which isn't parsed
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter(NullFormatter())
         figure.suptitle(title, fontsize=10)
         for file in files(path):
             with replacing(file) as partial:
@@ -195,13 +200,17 @@ def over_bytes(rows: Sequence[Row], name: str, path: Path) -> None:
 
 
 def by_bytes(rows: Sequence[Row]) -> list[tuple[str, int, float, float]]:
-    """Arm, served bytes, mean and standard deviation of validation AUC, for each point that has a finished run."""
+    """Name, served bytes, mean and standard deviation of validation AUC, for each point that has a finished run.
+
+    The name is the arm's; in a grid without arms the model's label.
+    """
+    names = labels(rows)
     points = []
     for key in dict.fromkeys((row.series, row.embedding_dim) for row in rows if row.measures):
         mine = [row for row in rows if (row.series, row.embedding_dim) == key and row.measures]
         values = [row.measures["validation_auc"] for row in mine]
         std = statistics.stdev(values) if len(values) > 1 else 0.0
-        points.append((mine[0].arm, mine[0].served_table_bytes, statistics.fmean(values), std))
+        points.append((mine[0].arm or names[mine[0].series], mine[0].served_table_bytes, statistics.fmean(values), std))
     return points
 
 
@@ -263,9 +272,9 @@ def two_orders(
 
 def spectra(found: Sequence[Spectrum], name: str, path: Path) -> None:
     """Singular values at the end of training as shares of the largest, at the widest d, for the 3 largest tables."""
-    d, last = max(s.embedding_dim for s in found), max(s.step for s in found)
-    found = [s for s in found if (s.embedding_dim, s.step) == (d, last)]
-    models = labels(found)
+    d, names, found = max(s.embedding_dim for s in found), labels(found), at_the_end(found)
+    found = [s for s in found if s.embedding_dim == d]
+    models = {series: label for series, label in names.items() if any(s.series == series for s in found)}
     title = f"{name}: singular values at the end of training, d = {d}, mean and range over seeds"
     with _figure(path, 3, title, width=4.4) as axes:
         for ax, (feature, n) in zip(axes, largest_tables(found)[:3], strict=False):
@@ -285,6 +294,14 @@ def spectra(found: Sequence[Spectrum], name: str, path: Path) -> None:
         axes[0].legend(frameon=False, fontsize=8)
 
 
+def at_the_end(found: Sequence[Spectrum]) -> list[Spectrum]:
+    """Those at the last step of their run."""
+    last: dict[tuple[object, ...], int] = {}
+    for s in found:
+        last[s.run] = max(s.step, last.get(s.run, 0))
+    return [s for s in found if s.step == last[s.run]]
+
+
 def largest_tables(found: Sequence[Spectrum]) -> list[tuple[str, int]]:
     """Features and their n, from the largest table down."""
     return sorted({(s.feature, s.num_embeddings) for s in found}, key=lambda pair: -pair[1])
@@ -293,9 +310,10 @@ def largest_tables(found: Sequence[Spectrum]) -> list[tuple[str, int]]:
 def growth(found: Sequence[Spectrum], name: str, path: Path) -> None:
     """The singular values of the table that grew most against the step, one panel a model, at the widest d."""
     d = max(s.embedding_dim for s in found)
+    names = labels(found)
     found = [s for s in found if s.embedding_dim == d]
     feature, n = max(largest_tables(found), key=lambda table: _grown(found, table[0]))
-    models = labels(found)
+    models = {series: label for series, label in names.items() if any(s.series == series for s in found)}
     title = f"{name}: growth of the singular values of {feature} (n = {n:,}), the most of all, d = {d}, mean over seeds"
     with _figure(path, len(models), title, width=4.4) as axes:
         for ax, (series, label) in zip(axes, models.items(), strict=True):
@@ -336,9 +354,10 @@ def over_steps(looks: Sequence[Look], name: str, path: Path) -> None:
 
 def _grown(found: Sequence[Spectrum], feature: str) -> float:
     """How much larger the largest singular values of a table are at the end than at the start, in the mean."""
-    ends = [[s.values[0] for s in found if (s.feature, s.step) == (feature, step)]
-            for step in (min(s.step for s in found), max(s.step for s in found))]  # fmt: skip
-    return statistics.fmean(ends[1]) - statistics.fmean(ends[0])
+    mine = [s for s in found if s.feature == feature]
+    start = min(s.step for s in mine)
+    ends = [[s.values[0] for s in its] for its in (at_the_end(mine), [s for s in mine if s.step == start])]
+    return statistics.fmean(ends[0]) - statistics.fmean(ends[1])
 
 
 def equation_6(changes: Sequence[Mapping[str, str]], path: Path) -> None:
@@ -396,7 +415,7 @@ def over_table_rate(trials: Mapping[str, Sequence[Row]], paper: float, name: str
             ax.set_xlabel("learning rate of the tables")
             ax.set_ylabel("validation AUC")
             ax.set_title(f"{optimizer}, the MLPs at {rows[0].tuned['learning_rate']}", fontsize=10)
-            ax.legend(frameon=False, fontsize=9, loc="lower right" if optimizer == "SGD" else "lower left")
+            ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def over_row_rate(rows: Sequence[Row], paper: float, name: str, path: Path) -> None:
@@ -405,14 +424,14 @@ def over_row_rate(rows: Sequence[Row], paper: float, name: str, path: Path) -> N
     `paper` is the paper's rate over its batch size. A cross at the foot is a rate at which some seed diverged.
     """
     found = by_row_rate(rows)
-    models = list(dict.fromkeys((inner_dim, d) for inner_dim, d, _ in found))
-    sizes = sorted({size for *_, size in found})
+    models = list(dict.fromkeys(model for model, _ in found))
+    sizes = sorted({size for _, size in found})
     ticks = sorted({rate for scores in found.values() for rate in scores})
     seeds = len({row.seed for row in rows})
     with _figure(path, len(models), f"{name}: mean ± standard deviation over {seeds} seeds", width=5.6) as axes:
-        for ax, (inner_dim, d) in zip(axes, models, strict=True):
+        for ax, model in zip(axes, models, strict=True):
             for i, size in enumerate(sizes):
-                scores = found.get((inner_dim, d, size), {})
+                scores = found.get((model, size), {})
                 whole = {rate: values for rate, values in scores.items() if values}
                 look, aside = _look(i), 2 ** (0.06 * i)  # so that error bars don't hide one another
                 means = [statistics.fmean(values) for values in whole.values()]
@@ -426,12 +445,13 @@ def over_row_rate(rows: Sequence[Row], paper: float, name: str, path: Path) -> N
                         textcoords="offset points", color="0.35", fontsize=9)  # fmt: skip
             ax.set_xscale("log", base=2)
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            ax.set_xlabel("table learning rate / B" + (f" · k/16 (k = {inner_dim})" if inner_dim else ""))
+            ax.set_xlabel("table learning rate / B" + (f" · k/16 (k = {model.inner_dim})" if model.inner_dim else ""))
             ax.set_ylabel("validation AUC")
-            ax.set_title(f"{model_name('', inner_dim)}, d={d}", fontsize=10)
+            ax.set_title(f"{model.label}, d={model.embedding_dim}", fontsize=10)
             ax.legend(frameon=False, fontsize=9, loc="center left")
-        limits = [limit for ax in axes for limit in ax.get_ylim()]
-        for ax in axes:
+        drawn = {model for (model, _), scores in found.items() if any(scores.values())}
+        limits = [limit for ax, model in zip(axes, models, strict=True) if model in drawn for limit in ax.get_ylim()]
+        for ax in axes if limits else ():
             ax.set_ylim(min(limits), max(limits))
 
 

@@ -120,7 +120,7 @@ def points(claim: Claim, tables: Tables) -> list[Point]:
     found: dict[tuple[str, str, str], Sequence[float]] = {}
     for name, group in claim.groups.items():
         try:
-            found |= {(name, *key): values for key, values in group.gains(tables).items()}
+            found |= {(name, *key): values for key, values in group.gains(tables).items() if values}
         except FileNotFoundError:
             continue
     joint = jointly(found)

@@ -96,10 +96,10 @@ def _fight_table(tables: Tables, experiment: str) -> list[list[str]]:
 def _over_plain(tables: Tables) -> Gains:
     names = {arm: name for name, arm in IN_DEEPFM.items()}
     curves = make_curves(tables.rows("deepfm-controls"))
-    single = next(curve for curve in curves if curve.single)
+    single = tables.curve("deepfm-controls", "single")
     found: dict[tuple[str, str], list[float]] = {}
     for curve in curves:
-        if curve is not single:
+        if curve.arm in names:
             found |= paired(curve, single, TEST_AUC, f"{names[curve.arm]}, ")
     return found
 
@@ -123,7 +123,13 @@ def _deepfm_table(tables: Tables) -> list[list[str]]:
 
 def _law_table(tables: Tables) -> list[list[str]]:
     beside = tables.directory / f"{LAW}-frequency.csv"
-    return step_law.table(tables.rows(LAW), results.read_thirds(beside) if beside.exists() else ())
+    return step_law.table(_of_the_law(tables), results.read_thirds(beside) if beside.exists() else ())
+
+
+def _of_the_law(tables: Tables) -> list[results.Row]:
+    if not step_law.is_one(rows := tables.rows(LAW)):
+        raise FileNotFoundError(f"{LAW}: not each run has a batch size and a table rate of its own")
+    return rows
 
 
 def _law_figure(tables: Tables, path: Path) -> None:
@@ -138,7 +144,8 @@ def _failures_table(tables: Tables) -> list[list[str]]:
     for experiment in found:
         for curve in make_curves(tables.rows(experiment)):
             is_mlet = curve.arm == "mlet" and curve.inner_dim.isdigit() and experiment != "narrow"
-            for d, rows in curve.points.items() if curve.single or is_mlet else ():
+            its = tables.curve(experiment, curve.arm, curve.inner_dim) if curve.single or is_mlet else None
+            for d, rows in its.points.items() if its else ():
                 points.setdefault((curve.inner_dim, d), {}).update({row.seed: row.measures[AUC] for row in rows})
     ks = sorted({int(inner_dim) for inner_dim, _ in points if inner_dim})
     table = [["model", f"more than {LATE} below the median", "of runs"]]
@@ -234,7 +241,7 @@ QUESTIONS = (
         "By SGD. Per row: the table's rate over the batch size B, times k/16 for MLET. The loss is the mean over B, so "
         "that a row that occurs once in a batch moves so far of its own gradient, whatever B is; rates at which some "
         "seed diverged are left out.",
-        {}, table=_law_table, verdict=lambda tables: step_law.verdict(tables.rows(LAW)), experiments=(LAW,),
+        {}, table=_law_table, verdict=lambda tables: step_law.verdict(_of_the_law(tables)), experiments=(LAW,),
         figure=_law_figure,
     ),
     Claim(

@@ -211,7 +211,7 @@ def summary(rows: Sequence[Row]) -> str:
         for d in sorted(curve.points.keys() | curve.diverged.keys()):
             measures = (f"{spread(curve.values(d, m)):<17}" if d in curve.points else f"{'–':<17}" for m in BOTH)
             count = len(curve.points.get(d, []))
-            lines.append(f"{curve.label:<32.32} {d:>4} {count:>3}  {' '.join(measures)}".rstrip())
+            lines.append(f"{curve.label:<32} {d:>4} {count:>3}  {' '.join(measures)}".rstrip())
     return "\n".join(lines)
 
 
@@ -307,7 +307,6 @@ def _zero_cost_table(free: Sequence[tuple[Curve, int, int, Difference]]) -> list
 
 
 def _spectra_table(found: Sequence[Spectrum]) -> list[str]:
-    last = max(s.step for s in found)
     names = labels(found)
     models = list(dict.fromkeys((s.series, s.embedding_dim) for s in found))
     heads = " | ".join(f"{names[series]}, d={d}" for series, d in models)
@@ -319,15 +318,16 @@ def _spectra_table(found: Sequence[Spectrum]) -> list[str]:
         f"| table | n | {heads} |",
         "|---|--:|" + "--:|" * len(models),
     ]
+    at_the_end = figures.at_the_end(found)
     for feature, n in figures.largest_tables(found):
         cells = []
         for model in models:
             counts = [
                 count_above(s.values)
-                for s in found
-                if (s.feature, s.step) == (feature, last) and (s.series, s.embedding_dim) == model
+                for s in at_the_end
+                if s.feature == feature and (s.series, s.embedding_dim) == model
             ]
-            cells.append(f"{statistics.fmean(counts):.1f}")
+            cells.append(f"{statistics.fmean(counts):.1f}" if counts else "–")
         lines.append(f"| {feature} | {n:,} | {' | '.join(cells)} |")
     return lines
 

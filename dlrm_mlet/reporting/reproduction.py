@@ -12,6 +12,7 @@ from dlrm_mlet.reporting.claims import CLAIMS
 from dlrm_mlet.reporting.curves import as_markdown
 from dlrm_mlet.reporting.judging import MARGIN, PAPER, TUNED, Claim, Counts, Point, Tables
 from dlrm_mlet.reporting.questions import QUESTIONS
+from dlrm_mlet.reporting.results import ResultsError
 
 DATASETS = {
     "flights": "NYC flights: 327,346 rows, 11 categorical columns with 10,604 values in all",
@@ -50,6 +51,8 @@ class Outcome:
     """The verdict of a claim without points."""
     tables: frozenset[str]
     """The experiments that there are records of."""
+    refused: bool = False
+    """A table can't be judged: `said` says why."""
 
     def of(self, group: str) -> list[Point]:
         """The points of one group."""
@@ -63,7 +66,8 @@ Outcomes = dict[str, Outcome]
 def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | None = None) -> list[Path]:
     """Write the page, the figures into `out`/claims, and `out`/claims.csv, from `directory`/<dataset>/*.csv.
 
-    `datasets`: those of the page; by default all of DATASETS. Returns what was written.
+    `datasets`: those of the page; by default all of DATASETS. Returns what was written. Raises ResultsError where a
+    claim couldn't be judged, when all else is written.
     """
     names = list(DATASETS) if datasets is None else list(datasets)
     judged = [(claim, judge(claim, directory, names)) for claim in (*CLAIMS, *QUESTIONS)]
@@ -77,7 +81,7 @@ def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | No
                            MARGIN if claim.is_equality else None, claim.text, path)  # fmt: skip
             written += figures.files(path)
         if claim.figure is not None:
-            for name in found:
+            for name in (name for name, its in found.items() if not its.refused):
                 path = out / FIGURES / f"{claim.name}-{name}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 claim.figure(Tables(directory / name), path)
@@ -86,6 +90,9 @@ def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | No
         partial.write_text(as_csv(judged), encoding="utf-8")
     with replacing(page) as partial:
         partial.write_text(text(judged, names, _link(page, out), _link(page, directory)), encoding="utf-8")
+    refused = {its.said: None for _, found in judged for its in found.values() if its.refused}
+    if refused:
+        raise ResultsError("\n  ".join([f"{page}: some claims couldn't be judged, all else is there:", *refused]))
     return [*written, out / "claims.csv", page]
 
 
@@ -94,14 +101,18 @@ def judge(claim: Claim, directory: Path, datasets: Sequence[str]) -> Outcomes:
     found = {}
     for name in datasets:
         tables = Tables(directory / name)
+        there = frozenset(path.stem for path in tables.directory.glob("*.csv"))
         try:
-            table = claim.table(tables) if claim.table and tables.directory.is_dir() else []
-            said = claim.verdict(tables) if claim.verdict and table else ""
-        except FileNotFoundError:
-            table, said = [], ""
-        points = judging.points(claim, tables)
+            try:
+                table = claim.table(tables) if claim.table and tables.directory.is_dir() else []
+                said = claim.verdict(tables) if claim.verdict and table else ""
+            except FileNotFoundError:
+                table, said = [], ""
+            points = judging.points(claim, tables)
+        except ResultsError as error:
+            found[name] = Outcome([], [], f"can't be judged: {error}", there, refused=True)
+            continue
         if points or said:
-            there = frozenset(path.stem for path in tables.directory.glob("*.csv"))
             found[name] = Outcome(points, table, said, there)
     return _once(claim, found)
 

@@ -7,16 +7,25 @@ gradient, and MLET's product by k/16 times as much.
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from dlrm_mlet.reporting.curves import model_name, spread
+from dlrm_mlet.reporting.curves import labels, spread
 from dlrm_mlet.reporting.results import Row, Third
 
 SETTINGS = ("batch_size", "table_learning_rate")
 AUC = "validation_auc"
 
 Scores = dict[float, list[float] | None]
-"""Rate per row -> validation AUC of each seed; None where some seed diverged."""
+"""Rate per row -> validation AUC of each seed at the best of the MLPs' rates; None where some seed diverged at each."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is looked at for each batch size: a model at one d."""
+
+    label: str
+    inner_dim: str
+    embedding_dim: int
 
 
 def is_one(rows: Sequence[Row]) -> bool:
@@ -32,25 +41,33 @@ def larger_step(inner_dim: str) -> float:
     return math.prod(int(k) / 16 for k in filter(None, inner_dim.split("x")))
 
 
-def by_row_rate(rows: Sequence[Row]) -> dict[tuple[str, int, int], Scores]:
-    """The scores by inner dimension, d and batch size.
+def by_row_rate(rows: Sequence[Row]) -> dict[tuple[Model, int], Scores]:
+    """The scores by model and batch size B; of several MLPs' rates (`learning_rate`) the one with the best mean.
 
-    Of what else was varied, such as the MLPs' rate, the one with the best mean.
+    Arms are models of their own, but for a B at the end of their name: single-32 and single-128 are one.
     """
-    found: dict[tuple[str, int, int], Scores] = {}
-    trials: dict[tuple[tuple[str, int, int], float], dict[tuple[str, ...], list[float | None]]] = {}
-    for row in rows:
-        others = {key: value for key, value in row.settings.items() if key not in SETTINGS}
+    models = _models(rows)
+    found: dict[tuple[Model, int], Scores] = {}
+    trials: dict[tuple[tuple[Model, int], float], dict[str, list[float | None]]] = {}
+    for row, model in zip(rows, models, strict=True):
         size, rate = int(row.settings["batch_size"]), float(row.settings["table_learning_rate"])
-        point = (row.inner_dim, row.embedding_dim, size)
-        moved = round(rate / size * larger_step(row.inner_dim), 6)
-        found.setdefault(point, {})
-        trial = trials.setdefault((point, moved), {}).setdefault((row.arm, *others.values()), [])
+        moved = float(f"{rate / size * larger_step(row.inner_dim):.6g}")
+        found.setdefault((model, size), {})
+        trial = trials.setdefault(((model, size), moved), {}).setdefault(row.settings.get("learning_rate", ""), [])
         trial.append(row.measures.get(AUC))
     for (point, moved), tried in sorted(trials.items(), key=lambda item: item[0][1]):
         whole = [[auc for auc in trial if auc is not None] for trial in tried.values() if None not in trial]
         found[point][moved] = max(whole, key=statistics.fmean, default=None)
     return found
+
+
+def _models(rows: Sequence[Row]) -> list[Model]:
+    bare = []
+    for row in rows:
+        settings = {key: value for key, value in row.settings.items() if key not in (*SETTINGS, "learning_rate")}
+        bare.append(replace(row, arm=row.arm.removesuffix(f"-{row.settings['batch_size']}"), settings=settings))
+    names = labels(bare)
+    return [Model(names[row.series], row.inner_dim, row.embedding_dim) for row in bare]
 
 
 def best(scores: Scores) -> float | None:
@@ -68,18 +85,24 @@ def table(rows: Sequence[Row], thirds: Sequence[Third] = ()) -> list[list[str]]:
               *(f"best for {ids} ids (at most {max(third.at_most for third in its.values())} times)"
                 for ids, its in by_ids.items())]]  # fmt: skip
     of_thirds = [by_row_rate(_on(rows, its)) for its in by_ids.values()]
-    for point, scores in by_row_rate(rows).items():
-        inner_dim, d, size = point
+    for (model, size), scores in by_row_rate(rows).items():
         rate = best(scores)
         whole = [moved for moved, values in scores.items() if values]
-        edge = " (the largest tried)" if whole and max(whole) == max(scores) else ""
         cells = ["none", "none", "–", "none"] if rate is None else [
-            f"{rate * size / larger_step(inner_dim):g}", f"{rate:g}", spread(scores[rate] or []),
-            f"{max(whole):g}{edge}",
+            f"{rate * size / larger_step(model.inner_dim):.4g}", f"{rate:g}{_edge(rate, scores)}",
+            spread(scores[rate] or []), f"{max(whole):g}{' (the largest tried)' * (max(whole) == max(scores))}",
         ]  # fmt: skip
-        rare = ["none" if (its := best(found[point])) is None else f"{its:g}" for found in of_thirds]
-        lines.append([model_name("", inner_dim), str(d), str(size), *cells, *rare])
+        rare = []
+        for found in of_thirds:
+            its = best(found.get((model, size), {}))
+            rare.append("–" if its is None else f"{its:g}")
+        lines.append([model.label, str(model.embedding_dim), str(size), *cells, *rare])
     return lines
+
+
+def _edge(rate: float, scores: Scores) -> str:
+    """What has to be said of a best rate that has no neighbour on one side."""
+    return " (the largest tried)" if rate == max(scores) else " (the smallest tried)" if rate == min(scores) else ""
 
 
 def _on(rows: Sequence[Row], third: Mapping[tuple[object, ...], Third]) -> list[Row]:
@@ -90,11 +113,14 @@ def _on(rows: Sequence[Row], third: Mapping[tuple[object, ...], Third]) -> list[
 def verdict(rows: Sequence[Row]) -> str:
     """The best rates per row of each batch size, in words."""
     found: dict[int, list[float]] = {}
-    for (*_, size), scores in by_row_rate(rows).items():
-        found.setdefault(size, []).extend(filter(None, [best(scores)]))
+    edges: set[int] = set()
+    for (_, size), scores in by_row_rate(rows).items():
+        rate = best(scores)
+        found.setdefault(size, []).extend([] if rate is None else [rate])
+        edges |= {size} if rate is not None and _edge(rate, scores) else set()
     ranges = []
     for size, rates in sorted(found.items()):
         low, high = min(rates, default=None), max(rates, default=None)
         said = "none without a divergence" if low is None else f"{low:g}" if low == high else f"{low:g} to {high:g}"
-        ranges.append(f"{said} at B = {size}")
+        ranges.append(f"{said}{' (an edge of what was tried)' * (size in edges)} at B = {size}")
     return f"best rate per row {', '.join(ranges)}"

@@ -285,13 +285,18 @@ def test_the_law_of_the_step_compares_rates_per_row_and_tells_what_diverged(tmp_
             measures = "diverged,,,," if lost else f"finished,{(auc or 0.9) + 0.002 * seed},0.5,,"
             lines.append(f"{'mlet' if k else 'single'},{k},8,{size},{mlp},{rate},{seed},{measures},9,9,9,9,9,1,cpu,2,c")
     path.write_text("\n".join(lines) + "\n")
-    scores = by_row_rate(results.read(path))
-    assert scores["", 8, 100] == {0.1: [0.7, 0.702], 0.2: [0.81, 0.812], 0.4: None}
-    assert scores["64", 8, 100] == {0.2: [0.75, 0.752]}  # 5 / 100 * 64 / 16
+    scores = _by_label(path)
+    assert scores["single layer", 8, 100] == {0.1: [0.7, 0.702], 0.2: [0.81, 0.812], 0.4: None}
+    assert scores["MLET k=64", 8, 100] == {0.2: [0.75, 0.752]}  # 5 / 100 * 64 / 16
     draw(path, path.parent)
     page = path.with_suffix(".md").read_text()
     assert "| single layer | 8 | 100 | 20 | 0.2 | 0.8110 ± 0.0014 | 0.2 |" in page
-    assert "| MLET k=64 | 8 | 100 | 5 | 0.2 | 0.7510 ± 0.0014 | 0.2 (the largest tried) |" in page
+    assert "| MLET k=64 | 8 | 100 | 5 | 0.2 (the largest tried) | 0.7510 ± 0.0014 | 0.2 (the largest tried) |" in page
+
+
+def _by_label(path: Path) -> dict[tuple[str, int, int], step_law.Scores]:
+    found = by_row_rate(results.read(path)).items()
+    return {(model.label, model.embedding_dim, size): scores for (model, size), scores in found}
 
 
 STEPS = HEADER.replace("embedding_dim,", "embedding_dim,batch_size,table_learning_rate,")
@@ -313,13 +318,43 @@ def test_the_law_of_the_step_takes_any_grid(tmp_path):
     path = tmp_path / "clicks" / "batch-size.csv"
     plain = [(4, "100", "10", 0.7), (8, "100", "10", 0.8), (8, "50", "5", 0.9)]
     _with_settings(path, [*(("single", "", *point) for point in plain), ("mlet", "64x32", 8, "100", "1", 0.6)])
-    scores = by_row_rate(results.read(path))
-    assert scores["", 4, 100] == {0.1: [0.7, 0.702]}
-    assert scores["", 8, 100] == {0.1: [0.8, 0.802]}
-    assert scores["64x32", 8, 100] == {0.08: [0.6, 0.602]}
-    assert step_law.verdict(results.read(path)) == "best rate per row 0.1 at B = 50, 0.08 to 0.1 at B = 100"
+    scores = _by_label(path)
+    assert scores["single layer", 4, 100] == {0.1: [0.7, 0.702]}
+    assert scores["single layer", 8, 100] == {0.1: [0.8, 0.802]}
+    assert scores["MLET k=64x32", 8, 100] == {0.08: [0.6, 0.602]}
+    edge = "(an edge of what was tried)"
+    said = f"best rate per row 0.1 {edge} at B = 50, 0.08 to 0.1 {edge} at B = 100"
+    assert step_law.verdict(results.read(path)) == said
     draw(path, path.parent)
-    assert "| single layer | 8 | 50 | 5 | 0.1 | 0.9010 ± 0.0014 |" in path.with_suffix(".md").read_text()
+    assert (
+        "| single layer | 8 | 50 | 5 | 0.1 (the largest tried) | 0.9010 ± 0.0014 |"
+        in path.with_suffix(".md").read_text()
+    )
+
+
+def test_the_law_of_the_step_mixes_no_two_models_and_no_two_rates(tmp_path):
+    """Arms are models of their own, but for the batch size at the end of their name; rates may be tiny."""
+    path = tmp_path / "clicks" / "batch-size.csv"
+    points = [("single-100", "", 8, "100", "10", 0.7), ("single-50", "", 8, "50", "5", 0.71)]
+    points += [("single-int8", "", 8, "100", "10", 0.9), ("single-small", "", 8, "2048", "0.0005", 0.8)]
+    _with_settings(path, [*points, ("single-small", "", 8, "2048", "0.001", 0.6)])
+    scores = _by_label(path)
+    assert scores["single layer", 8, 100] == {0.1: [0.7, 0.702]}
+    assert scores["single layer", 8, 50] == {0.1: [0.71, 0.712]}
+    assert scores["single int8", 8, 100] == {0.1: [0.9, 0.902]}
+    small = {2.44141e-07: [0.8, 0.802], 4.88281e-07: [0.6, 0.602]}
+    assert scores["single small", 8, 2048] == small
+    assert ["single small", "8", "2048", "0.0005", "2.44141e-07 (the smallest tried)"] in [
+        row[:5] for row in step_law.table(results.read(path))
+    ]
+    assert "2.44141e-07 (an edge of what was tried) at B = 2048" in step_law.verdict(results.read(path))
+
+
+def test_a_table_of_batch_sizes_alone_is_no_law_and_no_error(tmp_path):
+    _with_settings(tmp_path / "clicks" / "batch-size.csv", [("single", "", 8, size, "", 0.7) for size in ("50", "100")])
+    page = tmp_path / "claims.md"
+    reproduction.publish(tmp_path, page, tmp_path, ["clicks"])
+    assert "has one rate, 0.2 at batch 128, for everything: 0.0016 per row. Not run yet." in page.read_text()
 
 
 def test_the_best_rate_is_told_for_rare_and_frequent_ids_too(tmp_path):
@@ -334,7 +369,7 @@ def test_the_best_rate_is_told_for_rare_and_frequent_ids_too(tmp_path):
     draw(path, path.parent)
     page = path.with_suffix(".md").read_text()
     assert "| best for rare ids (at most 3 times) | best for frequent ids (at most 9 times) |" in page
-    assert "| single layer | 8 | 100 | 20 | 0.2 | 0.8010 ± 0.0014 | 0.2 (the largest tried) | 0.1 | 0.2 |" in page
+    assert "| 20 | 0.2 (the largest tried) | 0.8010 ± 0.0014 | 0.2 (the largest tried) | 0.1 | 0.2 |" in page
 
 
 def test_what_lies_beside_a_table_is_told_apart_by_all_that_was_varied(tmp_path, monkeypatch):
@@ -371,6 +406,55 @@ def test_what_lies_beside_a_table_is_told_apart_by_all_that_was_varied(tmp_path,
         draw(path, path.parent)
 
 
+def test_spectra_of_runs_of_unlike_length_are_drawn(tmp_path, monkeypatch):
+    """Each at its own last step; and where MLET lacks the widest d there is nothing to judge."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: path.touch())
+    path = tmp_path / "clicks" / "mechanism.csv"
+    points = [("single", "", d, "100", "", 0.7) for d in (2, 4)] + [("mlet", "16", 2, "50", "", 0.7)]
+    _with_settings(path, points)
+    lines = ["arm,inner_dim,embedding_dim,batch_size,table_learning_rate,seed,step,feature,num_embeddings,values"]
+    for arm, k, d, size, *_ in points:
+        for step in (0, 900 // int(size)):
+            lines += [f"{arm},{k},{d},{size},,{seed},{step},user,10,{' '.join(['1'] * d)}" for seed in (0, 1)]
+    path.with_name("mechanism-spectra.csv").write_text("\n".join(lines) + "\n")
+    draw(path, path.parent)
+    assert "| user | 10 | 2.0 | 4.0 | 2.0 |" in path.with_suffix(".md").read_text()
+    rank = next(claim for claim in CLAIMS if claim.name == "rank")
+    assert judging.points(rank, Tables(path.parent)) == []
+    assert rank.table(Tables(path.parent))[1:] == [["user", "single layer", "4.0", "2"]]
+
+
+def test_arms_whose_names_read_alike_are_told_apart(tmp_path):
+    path = tmp_path / "clicks" / "grid.csv"
+    _with_settings(path, [("single", "", 2, "", "", 0.7), ("single-layer", "", 2, "", "", 0.8)])
+    assert [curve.label for curve in make_curves(results.read(path))] == [
+        "single layer (single)", "single layer (single-layer)",
+    ]  # fmt: skip
+
+
+def test_what_can_not_be_judged_says_so_on_the_page_beside_all_else(tmp_path):
+    directory, page = tmp_path / "clicks", tmp_path / "claims.md"
+    _with_settings(directory / "paper-grid.csv", [("single", "", d, "", "", 0.7 + d / 100) for d in (2, 4)])
+    _with_settings(directory / "controls.csv", [("single", "", 2, "", rate, 0.7) for rate in ("0.2", "3.2")])
+    with pytest.raises(
+        ResultsError, match=r"claims\.md: some claims couldn't be judged, all else is there:\n  can't be"
+    ):
+        reproduction.publish(tmp_path, page, tmp_path, ["clicks"])
+    assert "| at the paper's rate | d=2 to 4 | validation auc | +0.0200 |" in page.read_text()
+    assert "**clicks: can't be judged: " in page.read_text()
+
+
+def test_pairs_without_a_seed_in_common_are_no_pairs(tmp_path, table):
+    """MLET's seeds 0 and 1, the single layer's 2 and 3."""
+    lines = table.read_text().splitlines()
+    kept = [line for line in lines[1:] if (line.startswith("mlet") and ",16,2," in line) == (line.split(",")[3] == "0")]
+    path = table.with_name("paper-grid.csv")
+    path.write_text("\n".join([lines[0], *kept]) + "\n")
+    report(table.parent.parent)
+    reproduction.publish(table.parent.parent, tmp_path / "claims.md", tmp_path, ["clicks"])
+    assert "d=2 to 4" in (tmp_path / "claims.md").read_text()
+
+
 def _said(figure: Figure) -> list[str]:
     labels = [label for ax in figure.axes for label in ax.get_legend_handles_labels()[1]]
     return [*labels, *(ax.get_title() for ax in figure.axes)]
@@ -384,6 +468,10 @@ def test_arms_of_several_settings_are_compared_by_these(tmp_path, capsys):
     assert main(["compare", f"{path}:single:table_learning_rate=3.2", f"{path}:single:batch_size=9"]) == 1
     expected = "2 curves; expected one of single:table_learning_rate=0.2, single:table_learning_rate=3.2\n"
     assert capsys.readouterr().err.endswith(expected)
+
+
+def test_no_figure_writes_mathematics_as_it_is_typed():
+    assert not [path for path in ROOT.glob("results/**/*.svg") if "mathdefault" in path.read_text()]
 
 
 def test_gains_name_the_single_layer_that_they_are_over(tmp_path):

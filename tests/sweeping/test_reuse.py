@@ -78,6 +78,22 @@ def _without_checkpoints(first: Path) -> None:
         path.unlink()
 
 
+def _cut_checkpoints(first: Path) -> None:
+    for path in first.rglob(checkpoint.FILE):
+        path.write_bytes(path.read_bytes()[:100])
+
+
+def _unreadable(first: Path) -> None:
+    for path in first.rglob(record.FILE):
+        path.unlink()
+        path.mkdir()
+
+
+def _half_a_copy(first: Path) -> None:
+    for path in first.rglob("*seed=*"):
+        path.rename(path.with_name(f".{path.name}.abcdefgh.partial"))
+
+
 def _of_another_torch(first: Path) -> None:
     for path in first.rglob(record.FILE):
         table = json.loads(path.read_text())
@@ -85,7 +101,9 @@ def _of_another_torch(first: Path) -> None:
         path.write_text(json.dumps(table))
 
 
-@pytest.mark.parametrize("change", [_damaged, _without_checkpoints, _of_another_torch])
+@pytest.mark.parametrize(
+    "change", [_damaged, _without_checkpoints, _cut_checkpoints, _unreadable, _half_a_copy, _of_another_torch]
+)
 def test_a_record_that_may_not_come_out_again_is_left_where_it_is(clicks_directory, tmp_path, commit, made, change):
     results = tmp_path / "results" / "clicks"
     sweep(experiment(tmp_path, GRID), clicks_directory, results / "first", CPU)
@@ -110,6 +128,34 @@ def test_without_checkpoints_to_keep_a_record_is_enough(clicks_directory, tmp_pa
     sweep(experiment(tmp_path, GRID), clicks_directory, results / "first", CPU)
     _without_checkpoints(results / "first")
     sweep(experiment(tmp_path, 'keep = "none"\n' + GRID), clicks_directory, results / "second", CPU)
+    assert len(made) == 6
+
+
+def test_half_a_copy_of_a_sweep_that_was_killed_goes(clicks_directory, tmp_path, commit, made):
+    results = tmp_path / "results" / "clicks"
+    sweep(experiment(tmp_path, GRID), clicks_directory, results / "first", CPU)
+    half = results / "second/single/.embedding_dim=2,seed=0.abcdefgh.partial"
+    half.mkdir(parents=True)
+    sweep(experiment(tmp_path, GRID), clicks_directory, results / "second", CPU)
+    assert not half.exists()
+    assert len(made) == 6
+
+
+def test_a_diverged_run_has_no_checkpoint_and_is_taken_all_the_same(clicks_directory, tmp_path, commit, made):
+    results = tmp_path / "results" / "clicks"
+    wild = GRID.replace("batch_size = 64", "batch_size = 64\nlearning_rate = 1e6")
+    runs = sweep(experiment(tmp_path, wild), clicks_directory, results / "first", CPU)
+    assert {found.status for _, found in runs} == {"diverged"}
+    sweep(experiment(tmp_path, wild), clicks_directory, results / "second", CPU)
+    assert len(made) == 6
+
+
+def test_of_several_the_whole_one_is_taken(clicks_directory, tmp_path, commit, made):
+    results = tmp_path / "results" / "clicks"
+    for name in ("a", "b"):
+        sweep(experiment(tmp_path, GRID), clicks_directory, results / name, CPU)
+    _without_checkpoints(results / "b")
+    sweep(experiment(tmp_path, GRID), clicks_directory, results / "b" / ".." / "c", CPU)
     assert len(made) == 6
 
 
