@@ -7,8 +7,8 @@ import statistics
 from itertools import pairwise
 
 from dlrm_mlet.reporting import figures, results
-from dlrm_mlet.reporting.curves import Curve, labels, paired_gains, shrink_factors
-from dlrm_mlet.reporting.judging import AUC, LOSS, PAPER, TUNED, Claim, Gains, Group, Tables, paired
+from dlrm_mlet.reporting.curves import Curve, labels, make_curves, paired_gains, shrink_factors
+from dlrm_mlet.reporting.judging import AUC, LOSS, PAPER, TUNED, Claim, Gains, Group, Tables, levels, paired
 from dlrm_mlet.tables.spectrum import count_above
 
 ABOVE = "singular values"
@@ -71,10 +71,16 @@ def _zero_cost(tables: Tables) -> Gains:
 def _deeper(tables: Tables, arm: str) -> Gains:
     found: dict[tuple[str, str], list[float]] = {}
     two = tables.mlet("depth", arm)
+    there = {row.inner_dim for row in tables.rows("depth") if row.arm == arm}
     for layers in (3, 4):
-        deep = tables.curve("depth", arm, "x".join([two.inner_dim] * (layers - 1)))
-        found |= paired(deep, two, prefix=f"N={layers}, ")
+        if (inner_dim := "x".join([two.inner_dim] * (layers - 1))) in there:
+            found |= paired(tables.curve("depth", arm, inner_dim), two, prefix=f"N={layers}, ")
     return found
+
+
+def _depth_table(tables: Tables) -> list[list[str]]:
+    head = ["model", "d", "n", "diverged", "validation AUC, mean", "std"]
+    return [head, *levels(make_curves(tables.rows("depth")), AUC)]
 
 
 def _counts_of_values(tables: Tables) -> dict[tuple[str, tuple[str, ...]], dict[int, int]]:
@@ -283,7 +289,7 @@ CLAIMS = (
         "std each layer more also makes the step 4 times as large; with 1/sqrt(k) it does not.",
         {f"{PAPER}, std 0.25": Group(("depth",), functools.partial(_deeper, arm="mlet")),
          f"{PAPER}, std 1/sqrt(k)": Group(("depth",), functools.partial(_deeper, arm="mlet-std-1-over-sqrt-k"))},
-        is_equality=True,
+        is_equality=True, table=_depth_table, experiments=("depth",),
     ),
     Claim(
         "rank",

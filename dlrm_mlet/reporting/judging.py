@@ -1,5 +1,6 @@
 """What a claim is judged by: tables of results, paired differences that hold jointly, and a rule for the verdict."""
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,18 @@ def paired(better: Curve, base: Curve, measure: str = AUC, prefix: str = "") -> 
     common = [d for d in better.points if d in base.points]
     found = {d: paired_gains(better.points[d], base.points[d], measure) for d in common}
     return {(f"{prefix}d={d}", measure): gains for d, gains in found.items() if gains}
+
+
+def levels(curves: Sequence[Curve], measure: str) -> list[list[str]]:
+    """A row for each curve and d: label, d, how many runs finished and how many diverged, a measure's mean and std."""
+    rows = []
+    for curve in curves:
+        for d in sorted(curve.points.keys() | curve.diverged.keys()):
+            values = curve.values(d, measure) if d in curve.points else []
+            mean = f"{statistics.fmean(values):.4f}" if values else "–"
+            std = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "–"
+            rows.append([curve.label, str(d), str(len(values)), str(curve.diverged.get(d, 0)), mean, std])
+    return rows
 
 
 def points(claim: Claim, tables: Tables) -> list[Point]:

@@ -17,6 +17,7 @@ from dlrm_mlet.reporting.judging import (
     Gains,
     Group,
     Tables,
+    levels,
     paired,
 )
 from dlrm_mlet.training.evaluation import THIRDS
@@ -82,15 +83,12 @@ def _fight(tables: Tables, experiment: str) -> Gains:
 
 
 def _fight_table(tables: Tables, experiment: str) -> list[list[str]]:
-    rows = [["model", "d", "n", "diverged", "test AUC, mean", "std", "s a run, median"]]
-    for curve in (tables.curve(experiment, "single"), tables.mlet(experiment)):
-        for d in curve.points:
-            values = curve.values(d, TEST_AUC)
-            std = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "–"
-            seconds = statistics.median(row.seconds for row in curve.points[d])
-            rows.append([curve.label, str(d), str(len(values)), str(curve.diverged.get(d, 0)),
-                         f"{statistics.fmean(values):.4f}", std, f"{seconds:.1f}"])  # fmt: skip
-    return rows
+    sides = (tables.curve(experiment, "single"), tables.mlet(experiment))
+    rows = levels(sides, TEST_AUC)
+    took = {(side.label, str(d)): f"{statistics.median(row.seconds for row in found):.1f}"
+            for side in sides for d, found in side.points.items()}  # fmt: skip
+    head = ["model", "d", "n", "diverged", "test AUC, mean", "std", "s a run, median"]
+    return [head, *([*row, took.get((row[0], row[1]), "–")] for row in rows)]
 
 
 def _over_plain(tables: Tables) -> Gains:

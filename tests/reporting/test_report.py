@@ -444,6 +444,24 @@ def test_what_can_not_be_judged_says_so_on_the_page_beside_all_else(tmp_path):
     assert "**clicks: can't be judged: " in page.read_text()
 
 
+def test_a_point_of_which_all_runs_diverged_is_in_the_table_of_its_claim(tmp_path):
+    """Depth with N = 3 alone: no point to judge at d = 4, and the page says why."""
+    path = tmp_path / "clicks" / "depth.csv"
+    points = [("single", "", 2, "", "", 0.7), ("mlet", "8", 2, "", "", 0.7), ("mlet", "8x8", 2, "", "", 0.7)]
+    _with_settings(path, [*points, ("mlet", "8", 4, "", "", 0.7), ("mlet", "8x8", 4, "", "", 0.7)])
+    lines = path.read_text().splitlines()
+    lost = [f"{','.join(line.split(',')[:6])},diverged,,,,,9,9,9,9,9,1,cpu,2,c" for line in lines[-2:]]
+    path.write_text("\n".join([*lines[:-2], *lost]) + "\n")
+    depth = next(claim for claim in CLAIMS if claim.name == "depth")
+    assert [point.name for point in judging.points(depth, Tables(path.parent))] == ["N=3, d=2"]
+    assert ["MLET k=8x8", "4", "0", "2", "–", "–"] in depth.table(Tables(path.parent))
+    path.rename(path.with_name("fair-fight-sgd.csv"))
+    text = path.with_name("fair-fight-sgd.csv").read_text().replace("mlet,8x8,4", "mlet,8,8")
+    path.with_name("fair-fight-sgd.csv").write_text(text)
+    fight = next(claim for claim in QUESTIONS if claim.name == "fair-fight-sgd")
+    assert ["MLET k=8", "8", "0", "2", "–", "–", "–"] in fight.table(Tables(path.parent))
+
+
 def test_pairs_without_a_seed_in_common_are_no_pairs(tmp_path, table):
     """MLET's seeds 0 and 1, the single layer's 2 and 3."""
     lines = table.read_text().splitlines()
