@@ -7,7 +7,7 @@ shift
 if [ $# -eq 0 ]; then
     case $dataset in
         flights) set -- paper-grid controls fair-fight-sgd fair-fight-adam-512 mechanism depth narrow rivals-tuned ;;
-        complete-journey) set -- paper-grid controls fair-fight-sgd fair-fight-adam-512 mechanism depth ;;
+        complete-journey) set -- paper-grid controls fair-fight-sgd fair-fight-adam-512 mechanism depth narrow ;;
         *) set -- $(basename --suffix .toml "configs/$dataset"/*.toml) ;;
     esac
 fi
