@@ -182,7 +182,7 @@ def side(claim: Claim, gain: Difference) -> int:
     if claim.is_equality:
         if gain.low > -MARGIN and gain.high < MARGIN:
             return 1
-        return -1 if gain.low > 0 or gain.high < 0 else 0
+        return -1 if gain.low > MARGIN or gain.high < -MARGIN else 0
     return 1 if gain.low > 0 else -1 if gain.high < 0 else 0
 
 
