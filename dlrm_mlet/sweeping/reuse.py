@@ -38,9 +38,8 @@ def take(wanted: Sequence[Wanted], out: Path, schema: Schema, device: str) -> Co
     there = _beside(out, made)
     for directory, config, seed, keep in wanted:
         for source, its in there.get(_key(record.as_json(config), seed), ()):
-            if (keep == "none" or its.status == "diverged" or _is_whole(source / CHECKPOINT)) and _copy(
-                source, directory
-            ):
+            is_enough = keep == "none" or its.status == "diverged" or _is_whole(source / CHECKPOINT)
+            if is_enough and _copy(source, directory):
                 taken[source.relative_to(out.parent).parts[0]] += 1
                 break
     return taken
