@@ -1,10 +1,15 @@
 """scripts/other_models.py: each arm is what it is called, in each model, and a stopped search goes on."""
 
+import copy
 import importlib
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from torch import nn
+
+from dlrm_mlet import MLETEmbedding
 
 pytest.importorskip("torch_rechub")
 
@@ -81,3 +86,44 @@ def test_regularization_is_at_work_in_training_alone(script, work):
 @pytest.mark.parametrize(("table", "rank"), [(torch.eye(6, 4), 4), (torch.ones(6, 4), 1)])
 def test_the_effective_rank_of_the_extremes(script, table, rank):
     assert script.effective_rank(table) == pytest.approx(rank)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-7, 1e-12], ids=["epsilon-below", "epsilon-among", "epsilon-above"])
+@pytest.mark.parametrize("layer", [nn.Embedding, MLETEmbedding])
+def test_rows_trained_when_read_are_where_dense_adam_moves_them(script, layer, scale):
+    torch.manual_seed(0)
+    table = layer(300, 4, **({"inner_dim": 8} if layer is MLETEmbedding else {})).double()
+    twin = copy.deepcopy(table)
+    rows = script.RowAdam(table, 0.01, 500)
+    dense = twin.inner_weight if layer is MLETEmbedding else twin.weight
+    start = dense.detach().clone()
+    adam = torch.optim.Adam([dense], 0.01)
+    for step in range(400):
+        ids = torch.randint(10 if step < 200 else 290, (6,))  # 200 to 289 for the first time late, 290 and on never
+        gradient = torch.randn(6, 4, dtype=torch.float64) * scale
+        for each in (table, twin):
+            (each(ids) * gradient).sum().backward()
+        rows.step()
+        adam.step()
+        adam.zero_grad()
+    rows.finish()
+    moved = (dense - start).detach().norm()
+    assert (rows.weight - dense).norm() < 3e-4 * moved
+    assert torch.allclose(rows.mean, adam.state[dense]["exp_avg"], rtol=1e-9, atol=1e-12 * scale)
+    assert torch.allclose(rows.square, adam.state[dense]["exp_avg_sq"], rtol=1e-9, atol=1e-12 * scale**2)
+    assert torch.equal(rows.weight[290:], start[290:])
+
+
+def test_large_tables_are_trained_row_by_row(script, work, monkeypatch):
+    dense = work._fit(script.Point("mlet", 4), RATES, 0)
+    monkeypatch.setattr(script, "BY_ROW", script.MIN_ROWS - 1)
+    by_row = work._fit(script.Point("mlet", 4), RATES, 0)
+    with mock.patch.object(script.RowAdam, "catch_up", lambda self, rows: None):
+        lazy = work._fit(script.Point("mlet", 4), RATES, 0)
+
+    def far(model):
+        pairs = zip(script._large(model), script._large(dense), strict=True)
+        return max(((one.table() - other.table()).norm() / other.table().norm()).item() for one, other in pairs)
+
+    assert far(by_row) < 1e-4
+    assert far(lazy) > 0.01
