@@ -111,6 +111,8 @@ class Done:
     trained_tables: int
     served_tables: int
     seconds: float
+    commit: str | None = None
+    """Of the code that made it."""
     train_log_loss: float | None = None
     """At the end, over all training rows."""
     effective_rank: float | None = None
@@ -191,6 +193,7 @@ class Work:
         out.mkdir(parents=True, exist_ok=True)
         lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
         self.done = {_key(done): done for done in (Done(**json.loads(line)) for line in lines)}
+        self.made = record.provenance(data.schema, device.describe(device.CPU))
         dense = data.dense[slice(*data.range("train"))].double()
         self.chosen: dict[int, tuple[float, float]] = {}
         """MLET's rates by d, once they were searched."""
@@ -283,7 +286,7 @@ class Work:
         measured = {split: (round(its.auc, 6), round(its.log_loss, 6)) for split, its in found.items()}
         sizes = trained[0], _numbers(served), trained[1], _table_bytes(served)
         return Done(point.arm, point.embedding_dim, *rates, seed, measured.get("validation"), measured.get("test"),
-                    *sizes, round(seconds, 1), **beside)  # fmt: skip
+                    *sizes, round(seconds, 1), self.made["commit"], **beside)  # fmt: skip
 
     @torch.no_grad()
     def _scores(self, model: nn.Module, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -389,7 +392,6 @@ def rows(
     work: Work, points: list[Point], chosen: dict[Point, tuple[float, float]], seeds: int, controls: bool
 ) -> list[dict[str, object]]:
     """The runs with the rates that were chosen, as a table of results has them."""
-    made = record.provenance(work.data.schema, device.describe(device.CPU))
     found = []
     for point, seed in itertools.product(points, range(seeds)):
         done = work.run(point, chosen[point], seed, True)
@@ -415,7 +417,7 @@ def rows(
         }
         if controls:
             measured |= {"train_log_loss": done.train_log_loss or "", "effective_rank": done.effective_rank or ""}
-        where = {key: made[key] or "" for key in ("device", "torch", "commit")}
+        where = {"device": work.made["device"], "torch": work.made["torch"], "commit": done.commit or ""}
         found.append({**of_point, **measured, **sizes, **where})
     return found
 
