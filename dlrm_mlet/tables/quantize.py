@@ -381,8 +381,9 @@ def quantize_rows(
     codes = torch.empty_like(weight, dtype=torch.int8, requires_grad=False)
     scales = weight.new_empty(len(weight), 1, dtype=torch.bfloat16)
     offsets = torch.empty_like(scales) if offset else None
-    for first in range(0, len(weight), AT_ONCE):
-        part = slice(first, first + AT_ONCE)
+    at_once = max(len(weight), 1) if weight.is_meta else AT_ONCE
+    for first in range(0, len(weight), at_once):
+        part = slice(first, first + at_once)
         rows = prepare(weight[part])
         _refuse(rows, rows.float().isfinite().all(dim=1), first, "")
         codes[part], scales[part], low = _quantize_rows(rows, bits, offset)

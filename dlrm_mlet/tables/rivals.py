@@ -199,12 +199,15 @@ class MinCountTables(Tables):
     first: Tensor
 
     def __init__(
-        self, table_rows: Sequence[int], embedding_dim: int, places: Tensor, generator: torch.Generator | None
+        self, table_rows: Sequence[int], embedding_dim: int, places: Tensor | None, generator: torch.Generator | None
     ):
-        """`places` (N,): the row of each value of all tables in its own one: see `without_rare`."""
+        """`places` (N,): the row of each value in its own table, see `without_rare`; None gives each its own."""
         super().__init__(table_rows, embedding_dim)
         first = torch.tensor([0, *table_rows[:-1]]).cumsum(0)
-        rows = [int(each.max()) + 1 for each in places.split(self.table_rows)]
+        if places is None:
+            rows, places = list(table_rows), torch.cat([torch.arange(n) for n in table_rows])
+        else:
+            rows = [int(each.max()) + 1 for each in places.split(self.table_rows)]
         self.kept = make_tables(rows, (), embedding_dim, 1.0, generator)
         self.register_buffer("places", places.int())
         self.register_buffer("first", first, persistent=False)
@@ -240,7 +243,7 @@ class PrunedRows(Rows):
         super().__init__(weight.shape, weight.dtype)
         flat, (n, width) = weight.detach().flatten(), weight.shape
         kept = flat.abs().topk(max(1, round(density * flat.numel())), sorted=False).indices.sort().values
-        starts = F.pad(torch.bincount(kept // width, minlength=n).cumsum(0), (1, 0))
+        starts = kept.new_zeros(n + 1).index_add_(0, kept // width + 1, torch.ones_like(kept)).cumsum(0)
         self.register_buffer("codes", flat[kept])
         self.register_buffer("columns", (kept % width).to(_smallest(width - 1)))
         self.register_buffer("starts", starts.to(_smallest(max(len(kept), 256))))

@@ -164,8 +164,7 @@ def build_tables(
         case "tensor-train":
             return TensorTrainTables(table_rows, d, config.tensor_rank, generator)
         case "min-count":
-            own = torch.cat([torch.arange(n) for n in table_rows])
-            return MinCountTables(table_rows, d, own if places is None else places, generator)
+            return MinCountTables(table_rows, d, places, generator)
     scale = config.initial_scale
     tables = make_tables(table_rows, config.inner_dims, d, config.projection_std, generator, scale, bags)
     if config.start_as is not None:

@@ -33,6 +33,7 @@ from tests.sweeping.test_sweep import CPU, GRID
 PROCESSOR = Devices(2, "cpu", 1 << 40)
 GPUS = Devices(8, "cuda", 1 << 40)
 CRITEO = config.load("criteo-kaggle/paper-grid")
+CONFIGS = Path(__file__).parents[2] / "configs"
 NOWHERE = Path("not-there")
 
 
@@ -70,6 +71,13 @@ def test_every_built_in_data_set_can_be_planned_without_its_rows(name, tmp_path)
     plan = plan_of(Experiment(tmp_path / "one.toml", name, (0,), (point,)), NOWHERE, tmp_path, PROCESSOR)
     assert plan.needs[0].checkpoint > 10**5
     assert plan.columns > 10**6
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_experiment_can_be_planned(path):
+    plan = plan_of(config.load(path), NOWHERE, NOWHERE / "out", PROCESSOR)
+    assert plan.needs
+    assert all(need.checkpoint > 0 for need in plan.needs)
 
 
 def test_a_data_set_that_nobody_knows_has_to_be_there(tmp_path):
