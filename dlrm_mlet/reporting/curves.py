@@ -112,6 +112,49 @@ def model_name(arm: str, inner_dim: str) -> str:
     return plain.get(arm, arm.replace("-", " ")) + (f" k={inner_dim}" if inner_dim else "")
 
 
+@dataclass(frozen=True)
+class Served:
+    """A point by the bytes of the tables that it serves, and the validation AUC of its finished runs."""
+
+    arm: str
+    """In a grid without arms the model's label."""
+    label: str
+    embedding_dim: int
+    nbytes: int
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the runs."""
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation; 0 of one run."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+
+def by_bytes(rows: Sequence[Row]) -> list[Served]:
+    """Each point that has a finished run, in the order of the rows."""
+    names = labels(rows)
+    finished = [row for row in rows if row.measures]
+    points = []
+    for series, d in dict.fromkeys((row.series, row.embedding_dim) for row in finished):
+        mine = [row for row in finished if (row.series, row.embedding_dim) == (series, d)]
+        values = tuple(row.measures["validation_auc"] for row in mine)
+        points.append(Served(mine[0].arm or names[series], names[series], d, mine[0].served_table_bytes, values))
+    return points
+
+
+def pareto(points: Sequence[Served]) -> list[Served]:
+    """The points that no other beats in both bytes and mean, from the smallest to the largest."""
+    front: list[Served] = []
+    for point in sorted(points, key=lambda point: (point.nbytes, -point.mean)):
+        if not front or point.mean > front[-1].mean:
+            front.append(point)
+    return front
+
+
 def shrink_factors(curve: Curve, single: Curve, measure: str) -> dict[int, tuple[int, float] | None]:
     """For each d of the single layer: the curve's smallest d that is as good in the mean, and the factor between them.
 

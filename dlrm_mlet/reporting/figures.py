@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from dlrm_mlet.extras import needs
 from dlrm_mlet.files import replacing
-from dlrm_mlet.reporting.curves import Curve, Difference, labels
+from dlrm_mlet.reporting.curves import Curve, Difference, by_bytes, labels, pareto
 from dlrm_mlet.reporting.results import Look, Row, Spectrum
 from dlrm_mlet.reporting.step_law import by_row_rate
 
@@ -176,51 +176,27 @@ def over_bytes(rows: Sequence[Row], name: str, path: Path) -> None:
     title = f"AUC against the bytes of the tables, {name}: mean ± standard deviation"
     with _figure(path, 1, title, width=9, height=5.4) as (ax,):
         front = pareto(points)
-        sizes, best = [point[1] for point in front], [point[2] for point in front]
+        sizes, best = [point.nbytes for point in front], [point.mean for point in front]
         ax.step(sizes, best, where="post", color="0.8", linewidth=5, label="Pareto front")
-        arms = list(dict.fromkeys(point[0] for point in points))
+        arms = list(dict.fromkeys(point.arm for point in points))
         for i, arm in enumerate(arms):
-            mine = sorted(point[1:] for point in points if point[0] == arm)
+            mine = sorted((point.nbytes, point.mean, point.std) for point in points if point.arm == arm)
             sizes, means, bars = (list(column) for column in zip(*mine, strict=True))
             line = "-" if arm.startswith(("single", "mlet", "low-rank", "pruned")) else ""
             ax.errorbar(sizes, means, yerr=bars, capsize=2, linestyle=line, label=arm, **_look(i))
         ax.set_xscale("log", base=2)
-        smallest, largest = (extreme(point[1] for point in points) for extreme in (min, max))
+        smallest, largest = (extreme(point.nbytes for point in points) for extreme in (min, max))
         ticks = [2**power for power in range(10, 40) if smallest <= 2 ** (power + 1) and 2 ** (power - 1) <= largest]
         ax.set_xticks(ticks, [f"{tick // 1024}" for tick in ticks])
-        means = [point[2] for point in points]
+        means = [point.mean for point in points]
         # by the means: the bars of a point of which some seeds fail would press all else together
         margin = 0.15 * (max(means) - min(means)) or 0.01
-        usual = 3 * statistics.median(point[3] for point in points)
-        top = max(mean + min(bar, usual) for _, _, mean, bar in points)
+        usual = 3 * statistics.median(point.std for point in points)
+        top = max(point.mean + min(point.std, usual) for point in points)
         ax.set_ylim(min(means) - margin, top + margin / 3)
         ax.set_xlabel("tables as served (KiB)")
         ax.set_ylabel("validation AUC")
         ax.legend(frameon=False, fontsize=8, ncols=2)
-
-
-def by_bytes(rows: Sequence[Row]) -> list[tuple[str, int, float, float]]:
-    """Name, served bytes, mean and standard deviation of validation AUC, for each point that has a finished run.
-
-    The name is the arm's; in a grid without arms the model's label.
-    """
-    names = labels(rows)
-    points = []
-    for key in dict.fromkeys((row.series, row.embedding_dim) for row in rows if row.measures):
-        mine = [row for row in rows if (row.series, row.embedding_dim) == key and row.measures]
-        values = [row.measures["validation_auc"] for row in mine]
-        std = statistics.stdev(values) if len(values) > 1 else 0.0
-        points.append((mine[0].arm or names[mine[0].series], mine[0].served_table_bytes, statistics.fmean(values), std))
-    return points
-
-
-def pareto(points: Sequence[tuple[str, int, float, float]]) -> list[tuple[str, int, float, float]]:
-    """The points that no other beats in both bytes and mean, from the smallest to the largest."""
-    front: list[tuple[str, int, float, float]] = []
-    for point in sorted(points, key=lambda p: (p[1], -p[2])):
-        if not front or point[2] > front[-1][2]:
-            front.append(point)
-    return front
 
 
 def two_orders(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dlrm_mlet.config import TrainingConfig
 from dlrm_mlet.reporting import figures, order, results, step_law
-from dlrm_mlet.reporting.curves import make_curves
+from dlrm_mlet.reporting.curves import by_bytes, make_curves, pareto, spread
 from dlrm_mlet.reporting.judging import (
     AUC,
     PAPER,
@@ -165,17 +165,19 @@ def _front_table(tables: Tables) -> list[list[str]]:
     found = {name: its for name, its in RIVALS.items() if (tables.directory / f"{its}.csv").exists()}
     if not found:
         raise FileNotFoundError("no table of rivals")
-    rows = [["learning rates", "best way up to these bytes", "KiB served", "validation AUC, mean", "std"]]
+    rows = [["learning rates", "best way up to these bytes", "d", "KiB served", "validation AUC"]]
     for name, experiment in found.items():
-        front = figures.pareto(figures.by_bytes(tables.rows(experiment)))
-        rows += [[name, arm, f"{size / 1024:,.0f}", f"{mean:.4f}", f"{std:.4f}"] for arm, size, mean, std in front]
+        for point in pareto(by_bytes(tables.rows(experiment))):
+            what = [point.label, str(point.embedding_dim), f"{point.nbytes / 1024:,.0f}", spread(point.values)]
+            rows.append([name, *what])
     return rows
 
 
 def _front(tables: Tables) -> str:
     rows = _front_table(tables)[1:]
     rates = rows[-1][0]  # tuned, where it is there
-    return f"{rates}, from the smallest: " + ", ".join(dict.fromkeys(row[1] for row in rows if row[0] == rates))
+    ways = dict.fromkeys(row[1].partition(",")[0] for row in rows if row[0] == rates)
+    return f"{rates}, from the smallest: {', '.join(ways)}"
 
 
 QUESTIONS = (

@@ -13,10 +13,12 @@ from dlrm_mlet.reporting.curves import (
     Curve,
     Difference,
     as_markdown,
+    by_bytes,
     difference,
     gains,
     labels,
     make_curves,
+    pareto,
     shrink_factors,
     spread,
     zero_cost,
@@ -247,9 +249,9 @@ def _tuned_table(curves: Sequence[Curve]) -> list[str]:
 
 
 def _pareto_table(rows: Sequence[Row]) -> list[str]:
-    lines = ["| arm | KiB served | validation AUC |", "|---|--:|---|"]
-    for arm, size, mean, std in figures.pareto(figures.by_bytes(rows)):
-        lines.append(f"| {arm} | {size / 1024:,.0f} | {mean:.4f} ± {std:.4f} |")
+    lines = ["| model | d | KiB served | validation AUC |", "|---|--:|--:|---|"]
+    for point in pareto(by_bytes(rows)):
+        lines.append(f"| {point.label} | {point.embedding_dim} | {point.nbytes / 1024:,.0f} | {spread(point.values)} |")
     return lines
 
 

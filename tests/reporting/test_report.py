@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from dlrm_mlet.__main__ import main
-from dlrm_mlet.reporting import curves, figures, judging, questions, reproduction, results, step_law
+from dlrm_mlet.reporting import curves, judging, questions, reproduction, results, step_law
 from dlrm_mlet.reporting.claims import CLAIMS
 from dlrm_mlet.reporting.curves import difference, gains, make_curves, shrink_factors, zero_cost
 from dlrm_mlet.reporting.judging import AUC, Tables
@@ -209,8 +209,9 @@ def test_committed_claims_are_those_of_the_committed_results():
 
 
 def test_served_bytes_have_a_pareto_front():
-    points = [("a", 10, 0.5, 0.0), ("b", 20, 0.4, 0.0), ("c", 20, 0.6, 0.0), ("d", 30, 0.6, 0.0), ("e", 5, 0.1, 0.0)]
-    assert [name for name, *_ in figures.pareto(points)] == ["e", "a", "c"]
+    points = [("a", 10, 0.5), ("b", 20, 0.4), ("c", 20, 0.6), ("d", 30, 0.6), ("e", 5, 0.1)]
+    front = curves.pareto([curves.Served(name, name, 4, size, (mean,)) for name, size, mean in points])
+    assert [point.arm for point in front] == ["e", "a", "c"]
 
 
 @pytest.mark.parametrize("there", [{"rivals"}, {"rivals-tuned"}, {"rivals", "rivals-tuned"}, set()], ids=" ".join)
@@ -225,7 +226,7 @@ def test_the_best_at_equal_bytes_is_told_by_the_tables_that_are_there(tmp_path, 
     rates = [row[0] for row in questions._front_table(tables)[1:]]
     assert set(rates) == {rates for rates, name in questions.RIVALS.items() if name in there}
     said = questions._front(tables)
-    assert said.startswith(f"{rates[-1]}, from the smallest: mlet-int8" if "rivals-tuned" in there else rates[-1])
+    assert said.startswith(f"{rates[-1]}, from the smallest: mlet int8" if "rivals-tuned" in there else rates[-1])
 
 
 @pytest.mark.parametrize(("change", "line"), [(("0.7,", "high,"), 2), ((",c", ""), 2), (("embedding_dim,", "d,"), 2)])
