@@ -203,22 +203,35 @@ def verdict(claim: Claim, found: Sequence[Point]) -> str:
         if number
     ]
     if counts.undecided:
-        reach = max((p.gain.high - p.gain.low) / 2 for p in found if side(claim, p.gain) == 0)
+        reach: dict[str, float] = {}
+        for point in found:
+            if side(claim, point.gain) == 0:
+                half = (point.gain.high - point.gain.low) / 2
+                reach[point.measure] = max(half, reach.get(point.measure, 0))
         where = f" at {_named(claim, found, 0)}" if parts else ""
-        parts.append(f"not decided{where} (±{reach:.4f})" if reach else f"no difference at all{where}")
+        seen = [f"±{half:.4f}" + (f" {_metric(measure)}" if len(reach) > 1 else "") for measure, half in reach.items()]
+        parts.append(
+            f"not decided{where} ({', '.join(seen)})" if any(reach.values()) else f"no difference at all{where}"
+        )
     return "; ".join(parts)
 
 
 def _named(claim: Claim, found: Sequence[Point], where: int) -> str:
     mine = [point for point in found if side(claim, point.gain) == where]
-    if len(mine) > 4:
-        return f"{len(mine)} of {len(found)} points"
     several = len({point.measure for point in found}) > 1
-    metric = {"auc": "AUC", "log_loss": "LogLoss"}
-    names = (point.name + (f" ({_metric(point.measure, metric)})" if several else "") for point in mine)
-    return ", ".join(names)
+    by_name: dict[str, list[str]] = {}
+    for point in mine:
+        by_name.setdefault(point.name, []).append(_metric(point.measure))
+    alike: dict[tuple[str, str], list[str]] = {}  # what stands before the dimensions, and in brackets -> these
+    for name, measures in by_name.items():
+        of, mark, d = name.rpartition("d=")
+        said = ", ".join(filter(None, (of.removesuffix(", "), " and ".join(measures) if several else "")))
+        alike.setdefault((mark, f" ({said})" if said else ""), []).append(d)
+    if sum(1 if mark else len(names) for (mark, _), names in alike.items()) > 4:
+        return f"{len(mine)} of {len(found)} points"
+    return ", ".join(f"{mark}{', '.join(names)}{said}" for (mark, said), names in alike.items())
 
 
-def _metric(measure: str, names: Mapping[str, str]) -> str:
+def _metric(measure: str) -> str:
     ending = measure.partition("_")[2]
-    return names.get(ending, measure)
+    return {"auc": "AUC", "log_loss": "LogLoss"}.get(ending, measure)

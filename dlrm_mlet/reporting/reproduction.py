@@ -27,9 +27,10 @@ INTRODUCTION = f"""\
 Drawn by `make figures` from the tables in results/, and from nothing else; every difference is a row of claims.csv. A
 point is a mean of differences that are paired by seed, positive being better, with its 95 % confidence interval
 (Student's t); those of a claim hold jointly on each data set (Holm's procedure). *Shown*: the whole interval lies above
-0; *opposite shown*: below; *not decided (±x)*: neither, and a difference above x, half the widest interval, would have
-been seen. A claim of no difference is shown where the interval lies within ±{MARGIN} AUC, the opposite where it lies
-outside. The counts are points for, against and open. Choices are made on validation, and test was read once.
+0; *opposite shown*: below; *not decided (±x)*: neither, and a difference above x, half the widest interval of a
+measure, would have been seen. A claim of no difference is shown where the interval lies within ±{MARGIN} AUC, the
+opposite where it lies outside. The counts are points for, against and open. Choices are made on validation, and test
+was read once.
 """
 ELSEWHERE = {
     "equation-6": ("python scripts/equation_6.py", "linear/equation-6.csv"),

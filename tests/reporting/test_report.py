@@ -163,6 +163,26 @@ def test_a_claim_of_no_difference_is_judged_by_its_margin():
     assert str(judging.count(claim, points)) == "2 / 2 / 2"
 
 
+def test_a_verdict_names_points_by_what_they_share():
+    def points(*of):
+        return [
+            judging.Point("", name, measure, curves.Difference(sign * 0.01, 0.1, sign * 0.01 - half, 0.01, 5), ())
+            for name, measure, sign, half in of
+        ]
+
+    both = [(f"d={d}", measure, 1, 0.001) for d in (2, 16) for measure in (AUC, "test_log_loss")]
+    open_ = [("d=4", AUC, 1, 0.03), ("d=4", "test_log_loss", 1, 0.05), ("d=8", AUC, 1, 0.01)]
+    assert judging.verdict(CLAIMS[1], points(*both, *open_)) == (
+        "shown at d=2, 16 (AUC and LogLoss); not decided at d=4 (AUC and LogLoss), d=8 (AUC) (±0.0150 AUC, ±0.0250 LogLoss)"
+    )
+    of_k = [(f"k={k}, d={d}", AUC, 1, 0.001 if k < 4 else 0.02) for k in (2, 4) for d in (8, 16)]
+    assert judging.verdict(CLAIMS[1], points(*of_k)) == "shown at d=8, 16 (k=2); not decided at d=8, 16 (k=4) (±0.0100)"
+    many = [(f"({k}, 2) over 8", AUC, 1, 0.001 if k else 0.02) for k in range(6)]
+    assert judging.verdict(CLAIMS[1], points(*many)) == (
+        "shown at 5 of 6 points; not decided at (0, 2) over 8 (±0.0100)"
+    )
+
+
 def test_two_tables_are_compared_by_arm(table, capsys):
     assert main(["compare", f"{table}:mlet", f"{table}:single"]) == 0
     out = capsys.readouterr().out
