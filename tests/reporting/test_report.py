@@ -173,7 +173,8 @@ def test_a_verdict_names_points_by_what_they_share():
     both = [(f"d={d}", measure, 1, 0.001) for d in (2, 16) for measure in (AUC, "test_log_loss")]
     open_ = [("d=4", AUC, 1, 0.03), ("d=4", "test_log_loss", 1, 0.05), ("d=8", AUC, 1, 0.01)]
     assert judging.verdict(CLAIMS[1], points(*both, *open_)) == (
-        "shown at d=2, 16 (AUC and LogLoss); not decided at d=4 (AUC and LogLoss), d=8 (AUC) (±0.0150 AUC, ±0.0250 LogLoss)"
+        "shown at d=2, 16 (AUC and LogLoss); not decided at d=4 (AUC and LogLoss), d=8 (AUC) "
+        "(±0.0150 AUC, ±0.0250 LogLoss)"
     )
     of_k = [(f"k={k}, d={d}", AUC, 1, 0.001 if k < 4 else 0.02) for k in (2, 4) for d in (8, 16)]
     assert judging.verdict(CLAIMS[1], points(*of_k)) == "shown at d=8, 16 (k=2); not decided at d=8, 16 (k=4) (±0.0100)"
