@@ -49,9 +49,10 @@ FIGHTS = {
     "autoint-adam": "AutoInt, Adam, batch 512",
 }
 BY_ROW = (
-    " Adam moves all n x k numbers at each step. On receipts, but for DeepFM at d = 4, rows of the largest table make the "
-    "same steps when a batch reads them, which takes less time."
+    " Adam moves all n x k numbers at each step. On receipts, but for DeepFM at d = 4, rows of the largest table make "
+    "the same steps when a batch reads them, which takes less time."
 )
+"""What is said of models other than DLRM."""
 IN_DEEPFM = {
     "MLET": "mlet",
     "MLET, W2 of another run, fixed": "learned",
@@ -217,7 +218,8 @@ QUESTIONS = (
             f"The fair fight: {text}",
             "compares both at one learning rate.",
             "MLET over the single layer on test, each with its own best rates of the tables and of the rest, chosen on "
-            "validation with the same number of trials; fresh seeds." + ("" if name.startswith("fair-fight") else BY_ROW),
+            "validation with the same number of trials; fresh seeds."
+            + ("" if name.startswith("fair-fight") else BY_ROW),
             {TUNED: Group((name,), functools.partial(_fight, experiment=name))},
             table=functools.partial(_fight_table, experiment=name), experiments=(name,),
         )
