@@ -54,8 +54,9 @@ def export(
     and keywords (a key that comes again gets a number). None, numbers and text among them are kept as they are. The
     outputs are the tensors of what the model returns, without None and numbers. `dynamic` says for an input, by its
     name, which dimensions are of any size: {"history": {0: "batch", 1: "length"}}, or {"items": {}} for one that is no
-    batch. The model is put into its evaluation mode; one in bfloat16 is written in float32. Weights of over 2 GiB lie
-    beside the file, in <path>.data. An id outside of its table is an error there, as it is in torch.
+    batch. What is written is the model's evaluation mode, and the model stays in its own; one in bfloat16 is written in
+    float32. Weights of over 2 GiB lie beside the file, in <path>.data. An id outside of its table is an error there, as
+    it is in torch.
 
     The file appears when ONNX Runtime has given the model's outputs on `inputs`, and on more and less of each dimension
     of any size, one included, where the model itself has an answer. Raises ExportError where it didn't, where torch
@@ -73,9 +74,34 @@ def export(
         raise ExportError("the compiled model has hooks, which would be lost; expected them on the model inside")
     for names in named(model, trained()).values():
         raise ExportError(f"{names[0]}: isn't collapsed; expected dlrm_mlet.collapse(model) first")
+    with _evaluating(model):
+        call = _Call(inner, tuple(inputs), keywords or {}, input_names, dynamic or {})
+        _write(call, model, (tuple(inputs), keywords or {}), path, output_names, metadata or {})
+    return path
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in its evaluation mode, and each of its modules afterwards in the one that it was in."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
-    call = _Call(inner, tuple(inputs), keywords or {}, input_names, dynamic or {})
-    count = len(_outputs(_called(model, tuple(inputs), keywords or {})))
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _write(
+    call: "_Call",
+    model: nn.Module,
+    example: tuple[tuple[Any, ...], Mapping[str, Any]],
+    path: Path,
+    output_names: Sequence[str] | None,
+    metadata: Mapping[str, str],
+) -> None:
+    """The model's file, once ONNX Runtime gives its outputs on the example and at other sizes."""
+    count = len(_outputs(_called(model, *example)))
     if output_names is not None and (isinstance(output_names, str) or len(set(output_names)) != count):
         raise ExportError(f"output_names = {output_names!r}: expected {count} names")
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
@@ -91,14 +117,14 @@ def export(
         with _slow_paths():
             program = _program(call, output_names)
             _refuse_limits(program)
-        program.model.metadata_props.update({IDS: "an id outside of its table is an error"} | dict(metadata or {}))
+        program.model.metadata_props.update({IDS: "an id outside of its table is an error"} | dict(metadata))
         program.save(partial, external_data=beside)
         try:
             session = start_session(partial)
         except Exception as error:  # its exceptions have no common base but this
             raise ExportError(f"ONNX Runtime can't run what torch wrote of the model: {_line(error)}") from error
         call.refuse_fixed(session)
-        check(session, model, tuple(inputs), keywords)
+        check(session, model, *example)
         for some in call.sizes():  # a model may treat some in another way
             if _takes(model, *some):
                 check(session, model, *some)
@@ -106,7 +132,6 @@ def export(
             weights_file(path).unlink()  # of an earlier export
         for file in sorted(partial.parent.iterdir(), reverse=True):  # the weights before the model
             os.replace(file, path.parent / file.name)
-    return path
 
 
 class _Call(nn.Module):

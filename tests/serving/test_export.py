@@ -644,3 +644,13 @@ def test_other_lookups_refuse_ids_below_0_too(tmp_path, way):
 
 def test_a_squeeze_of_what_is_not_1_is_none(tmp_path):
     export.export(Function(lambda m, a: user(m, a).squeeze(1)), (IDS,), tmp_path / "m.onnx")
+
+
+def test_a_model_stays_in_the_mode_that_it_was_in(tmp_path):
+    model = nn.Sequential(nn.Embedding(100, 4), nn.Dropout(0.5), nn.BatchNorm1d(4), nn.Linear(4, 1)).train()
+    model[2].eval()  # as where statistics are frozen
+    export.export(model, (torch.arange(16),), tmp_path / "model.onnx")
+    assert [module.training for module in model.modules()] == [True, True, True, False, True]
+    with pytest.raises(ExportError):
+        export.export(model, (torch.arange(16),), tmp_path / "other.onnx", output_names=["a", "b"])
+    assert model.training
