@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from dlrm_mlet.tables.layers import MLETEmbedding, MLETEmbeddingBag
+from dlrm_mlet.tables.layers import MLETEmbedding, MLETEmbeddingBag, whole
 from dlrm_mlet.tables.stacked import MLETTables
 from dlrm_mlet.tables.surgery import Sharing, become, holding, memory, named, obstacle, refuse_wrapped, torchrec
 
@@ -55,6 +55,8 @@ def convert(
     """
     refuse_wrapped(model, "convert first, and then the wrapper")
     dims = dict(inner_dim) if isinstance(inner_dim, Mapping) else {"*": inner_dim}
+    for each in dims.values():
+        whole(each)
     patterns = [only] if isinstance(only, str) else list(only)
     found = named(model, Table)
     ours = {table for each in named(model, trained()) for table in each.modules()}

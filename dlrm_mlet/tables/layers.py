@@ -19,6 +19,14 @@ from dlrm_mlet.tables.guarded import Guarded, guarded
 from dlrm_mlet.tables.stacked import PROJECTION_STD, multiply, right_inverse
 
 
+def whole(inner_dim: int | Sequence[int]) -> tuple[int, ...]:
+    """K, or the widths of several layers, as a tuple. Raises ValueError where one is no whole number."""
+    found = tuple(inner_dim) if isinstance(inner_dim, Sequence) else (inner_dim,)
+    if any(isinstance(k, bool | str) or not hasattr(k, "__index__") for k in found):
+        raise ValueError(f"inner_dim = {inner_dim!r}: expected a whole number, or a list of them")
+    return tuple(map(int, found))
+
+
 class _MLET(nn.Module):
     """A table W of n x D as a product (paper, equations 2 to 5): `inner_weight` is W1, n x K, `projections` the others.
 
@@ -47,7 +55,7 @@ class _MLET(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         nn.Module.__init__(self)
-        inner_dims = tuple(inner_dim) if isinstance(inner_dim, Sequence) else (int(inner_dim),)
+        inner_dims = whole(inner_dim)
         if not inner_dims or min(inner_dims) < embedding_dim:
             raise ValueError(
                 f"inner_dim = {inner_dim}: expected at least embedding_dim = {embedding_dim}, below which the product "

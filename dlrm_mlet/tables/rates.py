@@ -1,5 +1,6 @@
 """A model -> its parameters in two groups for an optimizer, so that tables have a learning rate of their own."""
 
+import math
 from typing import Any
 
 from torch import nn
@@ -20,8 +21,11 @@ def parameter_groups(
     is another layer's too is a table's. Each parameter is there once, frozen ones aren't. `settings` are those of both
     groups. Why tables want a rate of their own: a loss is a mean over a batch of B rows, so that an id that occurs once
     moves its row by 1/B of its gradient, and an MLP by the mean of all. Raises ValueError where there is no table that
-    is trained.
+    is trained, and for a rate that is negative or no number: torch looks at none but an optimizer's own.
     """
+    for name, rate in (("learning_rate", learning_rate), ("table_learning_rate", table_learning_rate)):
+        if not (math.isfinite(rate) and rate >= 0):
+            raise ValueError(f"{name} = {rate}: expected a number from 0 up")
     if taken := {"params", "lr"} & set(settings):
         raise ValueError(
             f"{taken.pop()} = ...: is what the two rates are for; expected other settings of the optimizer"

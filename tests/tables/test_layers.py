@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dlrm_mlet import MLETEmbedding, MLETEmbeddingBag
+from dlrm_mlet import MLETEmbedding, MLETEmbeddingBag, convert
 from dlrm_mlet.config import ModelConfig
 from dlrm_mlet.tables.stacked import PROJECTION_STD
 
@@ -251,3 +252,16 @@ def test_a_padding_row_that_is_not_0_stays_what_it_is():
 
 def test_the_layers_start_as_an_experiments_default_does():
     assert ModelConfig.projection_std == PROJECTION_STD
+
+
+@pytest.mark.parametrize("inner_dim", [8.5, 8.0, "8", True, [16, 8.5], ["16"]])
+def test_an_inner_dim_that_is_no_whole_number_is_refused_and_nothing_changed(inner_dim):
+    expected = re.escape(f"inner_dim = {inner_dim!r}: expected a whole number, or a list of them")
+    for layer in (MLETEmbedding, MLETEmbeddingBag):
+        with pytest.raises(ValueError, match=expected):
+            layer(10, 4, inner_dim=inner_dim)
+    model = nn.Sequential(nn.Embedding(10, 4))
+    for dims in (inner_dim, {"*": inner_dim}):
+        with pytest.raises(ValueError, match=expected):
+            convert(model, dims)
+    assert type(model[0]) is nn.Embedding

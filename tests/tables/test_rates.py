@@ -74,3 +74,11 @@ def test_every_optimizer_takes_them(optimizer):
     moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
     assert moved == [True, True, False, False]
     collapse(model, **QUIET)
+
+
+@pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["learning_rate", "table_learning_rate"])
+def test_a_rate_that_is_none_is_refused(name, rate):
+    rates = {"learning_rate": 0.1, "table_learning_rate": 0.1, name: rate}
+    with pytest.raises(ValueError, match=f"{name} = {rate}: expected a number from 0 up"):
+        parameter_groups(nn.Embedding(3, 2), **rates)
