@@ -313,7 +313,10 @@ def _sweep(options: argparse.Namespace) -> None:
 
     from dlrm_mlet.reporting import publishing, report, results
 
-    tables = results.tables([(run.point, record) for run, record in runs], columns.load(data).schema)
+    schema = columns.load(data).schema
+    tables = results.tables([(run.point, record) for run, record in runs], schema)
+    for row in tables[""]:
+        row["experiment"] = f"{experiment.base}-{schema.fingerprint}"
     if tuned[1]:
         tables["-trials"] = results.rows([(run.point, record) for run, record in tuned[1]])
     table, told = publishing.store(out, tables, options.publish)

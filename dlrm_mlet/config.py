@@ -2,7 +2,9 @@
 
 import dataclasses
 import difflib
+import hashlib
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -226,6 +228,8 @@ class Experiment:
     points: tuple[Point, ...]
     tuning: Tuning | None = None
     keep: Keep = "all"
+    base: str = ""
+    """A digest of what is no point's own: of the config but for what the grid varies and tuning chooses."""
 
 
 def built_in() -> dict[str, Path]:
@@ -240,6 +244,8 @@ def find(name: str | Path) -> Path:
     """A file by its path, or a built-in experiment by its name. Raises ConfigError where there is neither."""
     if Path(name).is_file():
         return Path(name)
+    if Path(name).is_dir():
+        raise ConfigError(f"{name}: is a directory; expected a TOML file, or the name of a built-in experiment")
     known = built_in()
     asked = str(name).removeprefix("configs/").removesuffix(".toml")
     if asked in known:
@@ -261,6 +267,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     for assignment in overrides:
         override(table, assignment)
     try:
+        known = [*(field.name for field in dataclasses.fields(Config)), "seeds", "grid", "tuning", "keep"]
+        if unknown := [key for key in table if key not in known]:
+            raise ConfigError(f"unknown key {unknown[0]}: expected one of {', '.join(known)}")
         grid = table.pop("grid", None)
         tuning = _tuning(table.pop("tuning", None))
         keep = convert(table.pop("keep", "all"), Keep, "keep")
@@ -272,7 +281,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         points = (Point("", {}, build(Config, table)),) if grid is None else tuple(_points(table, grid))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    return Experiment(path, points[0].config.dataset, seeds, points, tuning, keep)
+    return Experiment(path, points[0].config.dataset, seeds, points, tuning, keep, _base(table, points, tuning))
+
+
+def _base(table: Mapping[str, Any], points: Sequence[Point], tuning: Tuning | None) -> str:
+    """See Experiment.base: what the grid could vary and doesn't counts, so that it may vary more later."""
+    config = dataclasses.asdict(points[0].config)
+    varied = {key for point in points for key in point.varied} | set(tuning.start if tuning else ())
+    defaults = {field.name: field.default for cls in (ModelConfig, TrainingConfig) for field in dataclasses.fields(cls)}
+    for key in varied | {"inner_dim"}:
+        config[GRID_KEYS[key]][key] = table.get(GRID_KEYS[key], {}).get(key, defaults[key])
+    del config["model"]["embedding_dim"]
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def tuned(point: Point, chosen: Mapping[str, Any]) -> Point:

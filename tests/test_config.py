@@ -95,7 +95,10 @@ def test_a_bottleneck_is_kept_where_it_is_meant(write):
         (("learning_rate = 1", "warm_up = 1.0"), "training.warm_up = 1.0: expected a share of the steps, below 1"),
         (("[training]", TUNING.format("[9, 9]")), "tuning.seeds = [9, 9]: expected distinct numbers from 0 up"),
         (("[training]", TUNING.format("[-1]")), "tuning.seeds = [-1]: expected distinct numbers from 0 up"),
-        (("[model]", "[modle]"), "unknown key modle"),
+        (
+            ("[model]", "[modle]"),
+            "unknown key modle: expected one of dataset, model, training, seeds, grid, tuning, keep",
+        ),
         (('dataset = "clicks"', "dataset = ["), "not TOML"),
     ],
 )
@@ -161,3 +164,24 @@ def test_a_directory_in_the_place_of_a_file_and_too_many_threads_are_said(tmp_pa
     deep.write_text("x = " + "[" * 10_000)
     with pytest.raises(ConfigError, match=r"deep\.toml: not TOML"):
         read_toml(deep)
+
+
+def test_what_an_experiment_varies_is_no_part_of_its_base(tmp_path):
+    def base(text):
+        path = tmp_path / "experiment.toml"
+        path.write_text(text)
+        return load(path).base
+
+    plain = base(GRID)
+    assert base(GRID.replace("seeds", "# seeds")) == plain
+    assert base(GRID.replace("embedding_dim = [", "embedding_dim = [8, ")) == plain
+    assert base(GRID.replace("embedding_dim = [", "batch_size = [64, 128], embedding_dim = [", 1)) == plain
+    assert base(GRID.replace("[training]", "[training]\nbatch_size = 128")) == plain  # the default
+    assert base(GRID.replace("[training]", "[training]\nbatch_size = 64")) != plain
+    assert base(GRID.replace("[model]", "[model]\nprojection_std = 0.5")) != plain
+    assert base(GRID.replace('dataset = "', 'dataset = "other')) != plain
+
+
+def test_a_directory_is_no_experiment(tmp_path):
+    with pytest.raises(ConfigError, match="is a directory; expected a TOML file, or the name of a built-in experiment"):
+        load(tmp_path)

@@ -87,7 +87,14 @@ def _others(path: Path, old: Table, new: Table) -> Table:
             if name in old[0] and name in new[0]:
                 raise ResultsError(f"{path}: {name} was chosen in one table and set in the other; move the file away")
     keys = {_key(row) for row in new}
-    return [row for row in old if _key(row) not in keys]
+    kept, mine = [row for row in old if _key(row) not in keys], {row.get("experiment") for row in new}
+    for row in kept:
+        if row.get("experiment") and row["experiment"] not in mine:
+            raise ResultsError(
+                f"{path}: has runs of another config or data set (seed {row['seed']}); move the file away, and call "
+                "again"
+            )
+    return kept
 
 
 def _settings(row: Mapping[str, str]) -> list[str]:

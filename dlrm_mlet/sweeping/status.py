@@ -8,13 +8,13 @@ from dlrm_mlet.config import Experiment
 from dlrm_mlet.files import at_work
 from dlrm_mlet.sweeping import queue
 from dlrm_mlet.sweeping.queue import Place
-from dlrm_mlet.sweeping.sweep import plan
+from dlrm_mlet.sweeping.sweep import PlannedRun, plan
 from dlrm_mlet.sweeping.worker import FAILED, failure
 from dlrm_mlet.training import checkpoint, record
 from dlrm_mlet.training.record import RecordError
 
-QUEUED = "in the queue"
-STATES = ("finished", "diverged", "at work", QUEUED, "stopped", "failed", "waiting")
+QUEUED, OTHER = "in the queue", "another run"
+STATES = ("finished", "diverged", "at work", QUEUED, "stopped", "failed", OTHER, "waiting")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def status(experiment: Experiment, out: Path) -> list[State]:
     places = queue.places(out, out / "trials")
     if experiment.tuning is None:
         return [
-            _state(f"{run.point.short}, seed {run.seed}", run.directory, places.get(run.directory))
+            _state(f"{run.point.short}, seed {run.seed}", run.directory, places.get(run.directory), run)
             for run in plan(experiment, out)
         ]
     directories = sorted({*_runs(out), *places})
@@ -49,11 +49,14 @@ def _runs(out: Path) -> set[Path]:
     return {path.parent for kind in (record.FILE, checkpoint.FILE, FAILED) for path in out.rglob(kind)}
 
 
-def _state(name: str, directory: Path, place: Place | None) -> State:
+def _state(name: str, directory: Path, place: Place | None, run: PlannedRun | None = None) -> State:
     try:
         found = record.read(directory)
+        other = found and run and record.difference(directory, found, run.point.config, run.seed, {})
     except RecordError as error:
         return State(name, directory, "failed", str(error))
+    if other:
+        return State(name, directory, OTHER, f"its record is of one whose {other}")
     if found is not None:
         return State(name, directory, found.status, "")
     if place is not None and place.live:

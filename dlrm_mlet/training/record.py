@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -108,20 +109,30 @@ def of_run(
     found = read(directory)
     if found is None:
         return None
+    if other := difference(directory, found, config, seed, {"columns": schema.fingerprint, "from": started_from}):
+        raise RecordError(
+            f"{directory / FILE} is of another run ({other}); move it away, with the table where a sweep made one, or "
+            "choose another --out"
+        )
+    return found
+
+
+def difference(directory: Path, found: Record, config: Config, seed: int, made: Mapping[str, Any]) -> str | None:
+    """In what a record in that directory is another run's than that of this config and seed; None where it is its own.
+
+    `made` has what else of its provenance has to be so. Raises RecordError where its config is none.
+    """
     try:
         config_was = resolved(found.config)
     except ConfigError as error:
         raise RecordError(f"{directory / FILE}: not a record: in its config: {error}; delete it to run again") from None
-    was = _flat({**config_was, "seed": found.seed, "columns": found.provenance["columns"]})
-    now = _flat({**as_json(config), "seed": seed, "columns": schema.fingerprint})
-    was["the start"], now["the start"] = found.provenance.get("from"), started_from
+    was = _flat({**config_was, "seed": found.seed}) | {key: found.provenance.get(key) for key in made}
+    now = _flat({**as_json(config), "seed": seed}) | dict(made)
+    names = {"from": "the start"}
     for key in sorted(was.keys() | now.keys()):
         if was.get(key) != now.get(key):
-            difference = f"{key} was {was.get(key)} and is now {now.get(key)}"
-            raise RecordError(
-                f"{directory / FILE} is of another run ({difference}); move it away, or choose another --out"
-            )
-    return found
+            return f"{names.get(key, key)} was {was.get(key)} and is now {now.get(key)}"
+    return None
 
 
 def as_json(config: Config) -> dict[str, Any]:

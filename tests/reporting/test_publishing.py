@@ -130,3 +130,15 @@ def test_a_column_cannot_be_chosen_and_set_in_one_table(out):
     chosen = {key: row[key] for key in ("arm", "inner_dim", "embedding_dim", "seed")} | {"precision": "tf32"} | row
     with pytest.raises(ResultsError, match="precision was chosen in one table and set in the other"):
         publishing.store(out, {"": [chosen]})
+
+
+def test_runs_of_another_config_or_data_set_are_not_mixed_into_a_table(out):
+    table, _ = publishing.store(out, {"": [row | {"experiment": "a-1"} for row in rows((8, 0), (8, 1))]})
+    before = table.read_bytes()
+    with pytest.raises(
+        ResultsError, match=r"grid.csv: has runs of another config or data set \(seed 1\); move the file"
+    ):
+        publishing.store(out, {"": [row | {"experiment": "b-1"} for row in rows((8, 0))]})
+    assert table.read_bytes() == before
+    publishing.store(out, {"": [row | {"experiment": "b-1"} for row in rows((8, 0), (8, 1), (16, 0))]})
+    assert keys(table) == [("8", "0"), ("8", "1"), ("16", "0")]  # where none stays, none is mixed

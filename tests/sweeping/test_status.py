@@ -63,3 +63,14 @@ def test_of_a_tuned_experiment_the_trials_count_and_the_runs_wait(
     assert main(call) == 0
     records = len(list(out.rglob("record.json")))
     assert f"{records} runs: {records} finished; no sweep is at work" in capsys.readouterr().out
+
+
+def test_a_record_of_another_config_is_not_finished(experiment, clicks, tmp_path, capsys):
+    out = tmp_path / "out"
+    first = sweep.plan(experiment, out)[0]
+    train(first.point.config, clicks, first.seed, first.directory)
+    experiment.path.write_text(GRID.replace("batch_size = 64", "batch_size = 32"))
+    assert main(["status", str(experiment.path), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "seed 0: another run, its record is of one whose training.batch_size was 64 and is now 32" in said
+    assert "6 runs: 1 another run, 5 waiting" in said
