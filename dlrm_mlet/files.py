@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a directory; expected the name of a file to write")
     path = _followed(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{_short(path.name)}.", suffix=".partial", dir=path.parent)
     os.close(handle)
     partial = Path(name)
@@ -64,7 +64,7 @@ def replacing_directory(path: Path, check: Callable[[Path], object]) -> Iterator
     path = _followed(path)
     recover(path)
     _refuse(path, check)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     partial = Path(tempfile.mkdtemp(prefix=f".{_short(path.name)}.", suffix=".partial", dir=path.parent))
     try:
         yield partial
@@ -84,6 +84,19 @@ def _refuse(path: Path, check: Callable[[Path], object]) -> None:
             check(path)
     elif path.exists():
         raise NotADirectoryError(f"{path}: is a file; expected the name of a directory to write")
+
+
+def _make(path: Path) -> list[Path]:
+    """A directory, and what isn't there above it; returns those that are new, the innermost first."""
+    new = []
+    for place in (path, *path.parents):
+        if place.is_dir():
+            break
+        if place.exists():
+            raise NotADirectoryError(f"{place}: is a file; expected the name of a directory to write")
+        new.append(place)
+    path.mkdir(parents=True, exist_ok=True)
+    return new
 
 
 def _swap(new: Path, path: Path) -> None:
@@ -135,10 +148,12 @@ def alone(path: Path, what: str) -> Iterator[None]:
     """The only process, on any machine that shares the disk, that works on the directory within the block.
 
     Beside it lies .<name>.lock then. One whose process is dead is none, and what it left half-written is removed.
-    Raises BusyError where another one lives.
+    Raises BusyError where another one lives, NotADirectoryError where a file has the directory's name.
     """
+    if path.is_file():
+        raise NotADirectoryError(f"{path}: is a file; expected the name of a directory to write")
     lock = _lock_of(path)
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    new = _make(lock.parent)
     pid, since = os.getpid(), time.strftime("%Y-%m-%d %H:%M")
     mine = {"pid": pid, "host": socket.gethostname(), "since": since, "seen": _seen(), "started": _started(pid)}
     text = json.dumps(mine | {"token": os.urandom(8).hex()})
@@ -167,6 +182,8 @@ def alone(path: Path, what: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             if lock.read_text(encoding="utf-8") == text:
                 lock.unlink()
+            for place in new:  # if nothing was written
+                place.rmdir()
 
 
 def at_work(path: Path) -> str | None:

@@ -45,7 +45,10 @@ def verify(path: Path) -> Iterator[Finding]:
         looked = True
         yield finding
     if not looked:
-        raise VerifyError(f"{path}: holds nothing that dlrm-mlet writes; expected columns, runs, tables or a bundle")
+        raise VerifyError(
+            f"{path}: holds nothing that can be compared with what was written; expected columns, runs, tables or a "
+            "bundle, not an ONNX file alone"
+        )
 
 
 def _all(path: Path) -> Iterator[Finding]:

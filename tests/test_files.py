@@ -189,3 +189,25 @@ def test_whose_lock_counts(tmp_path, change, age, busy):
         with alone(tmp_path / "run", "run"):
             pass
         assert everything(tmp_path) == []
+
+
+def test_a_file_in_the_way_of_a_directory_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in ("file", "file/run"):
+        with (
+            pytest.raises(NotADirectoryError, match="file: is a file; expected the name of a directory"),
+            alone(tmp_path / path, "run"),
+        ):
+            pass
+    with pytest.raises(NotADirectoryError, match="file: is a file"), replacing(tmp_path / "file" / "table.csv"):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_was_made_for_a_lock_alone_goes_with_it(tmp_path):
+    with pytest.raises(ValueError, match="no data"), alone(tmp_path / "a" / "b" / "c", "sweep"):
+        raise ValueError("no data")
+    assert list(tmp_path.iterdir()) == []
+    with alone(tmp_path / "a" / "b" / "c", "sweep"):
+        (tmp_path / "a" / "b" / "mine").write_text("")
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["mine"]

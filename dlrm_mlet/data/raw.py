@@ -393,7 +393,10 @@ class DelimitedReader:
         wrong = np.flatnonzero(fields != len(self.header))
         if wrong.size:
             row = int(wrong[0])
-            raise RawError(f"{self.where(first_row + row)}: {fields[row]} fields; expected {len(self.header)}")
+            where = self.where(first_row + row)
+            if fields[row] == 1:
+                raise RawError(f"{where}: 1 field, or an empty line; expected {len(self.header)}")
+            raise RawError(f"{where}: {fields[row]} fields; expected {len(self.header)}")
 
     def _refuse_stray_quote(self, text: bytes, first_row: int) -> None:
         """Raise RawError at a quote that neither opens nor closes a field, nor is one of two within one."""

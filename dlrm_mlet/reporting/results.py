@@ -202,7 +202,8 @@ def _read(path: Path, make: Callable[[dict[str, str]], T]) -> list[T]:
             return [make(row) for row in reader]
         except (LookupError, ValueError, TypeError, AttributeError, csv.Error) as error:
             where = f"{path}:{reader.line_num}"
-            raise ResultsError(f"{where}: not a run: {error!r}; expected the columns that a sweep writes") from None
+            why = f"no column {error}" if isinstance(error, KeyError) else repr(error)
+            raise ResultsError(f"{where}: not a run: {why}; expected the columns that a sweep writes") from None
 
 
 def as_row(row: dict[str, str]) -> Row:

@@ -173,6 +173,8 @@ def read(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; expected the {FILE} of a run") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"{path}: is a directory; expected the {FILE} of a run") from None
     except CheckpointError:
         raise
     except zipfile.BadZipFile as error:

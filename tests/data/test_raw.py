@@ -44,10 +44,10 @@ def test_blocks_of_any_size_hold_what_the_csv_module_reads(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n3\n4,5\n", "table.csv:3: 1 fields; expected 2"),
+        ("a,b\n1,2\n3\n4,5\n", "table.csv:3: 1 field, or an empty line; expected 2"),
         ("a,b\n1,2\n3,4,5\n", "table.csv:3: 3 fields; expected 2"),
-        ("a,b\n1,2\n\n3,4\n", "table.csv:3: 1 fields; expected 2"),
-        ('a,b\n1,"2\n2"\n3\n', "table.csv:4: 1 fields; expected 2"),
+        ("a,b\n1,2\n\n3,4\n", "table.csv:3: 1 field, or an empty line; expected 2"),
+        ('a,b\n1,"2\n2"\n3\n', "table.csv:4: 1 field, or an empty line; expected 2"),
         ('a,b\n1,2\n3,"4\n', "table.csv:3: a quote that opens here is never closed"),
         ("a,b", None),
         ("a\n1\n", "table.csv:1: no column 'b'; expected it once among a"),
@@ -70,7 +70,7 @@ def test_the_line_is_right_in_a_later_block(tmp_path, monkeypatch):
     monkeypatch.setattr(raw, "BLOCK_BYTES", 16)
     path = tmp_path / "table.tsv"
     path.write_text("a\tb\n" + "1\t2\n" * 50 + "3\n")
-    with pytest.raises(RawError, match=r"table\.tsv:52: 1 fields"):
+    with pytest.raises(RawError, match=r"table\.tsv:52: 1 field, or an empty line"):
         rows_of(path, ("a", "b"))
 
 

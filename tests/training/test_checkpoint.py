@@ -141,3 +141,8 @@ def test_a_checkpoint_of_an_older_version_is_read(run, tmp_path):
     torch.save(state | {"sealed": True}, tmp_path / checkpoint.FILE)
     with pytest.raises(CheckpointError, match="its hash is gone"):
         checkpoint.load(tmp_path / checkpoint.FILE)
+
+
+def test_a_directory_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is a directory; expected the checkpoint\.pt of a run"):
+        checkpoint.load(tmp_path)
