@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import csv
 import functools
 import hashlib
 import io
@@ -194,8 +195,8 @@ def _parser() -> argparse.ArgumentParser:
     rows = "raw files, with or without labels, or directories of parts; or a data set's directory"
     add("rows", type=Path, nargs="+", help=rows)
     add("--out", type=Path, required=True, metavar="FILE", help="such as probabilities.csv")
-    keep = "columns of the raw file to write beside the probability, such as row_id,user"
-    add("--keep", type=lambda names: names.split(","), default=[], metavar="COLUMNS", help=keep)
+    keep = 'columns of the raw file to write beside the probability, as in CSV: row_id,"price, EUR"'
+    add("--keep", type=lambda names: next(csv.reader([names])), default=[], metavar="COLUMNS", help=keep)
     add("--allow-unseen", action="store_true", help="go on where most values of a column are unknown")
     trained = "what the model was trained on; default: data/<dataset>, and a bundle needs none"
     add("--data", type=Path, metavar="DIR", help=trained)

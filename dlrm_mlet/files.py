@@ -199,7 +199,11 @@ def _lock_of(path: Path) -> Path:
 
 def _created(lock: Path, text: str) -> bool:
     """Whether the file is there now with this text, and wasn't before: a link is made in one step, also over NFS."""
-    handle, name = tempfile.mkstemp(prefix=lock.name, dir=lock.parent)
+    while True:
+        _make(lock.parent)
+        with contextlib.suppress(FileNotFoundError):  # another one that wrote nothing may just have removed it
+            handle, name = tempfile.mkstemp(prefix=lock.name, dir=lock.parent)
+            break
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
     try:

@@ -235,7 +235,7 @@ def test_served_bytes_have_a_pareto_front():
     assert [point.arm for point in front] == ["e", "a", "c"]
 
 
-@pytest.mark.parametrize("there", [{"rivals"}, {"rivals-tuned"}, {"rivals", "rivals-tuned"}, set()], ids=" ".join)
+@pytest.mark.parametrize("there", [("rivals",), ("rivals-tuned",), ("rivals", "rivals-tuned"), ()], ids=" ".join)
 def test_the_best_at_equal_bytes_is_told_by_the_tables_that_are_there(tmp_path, there):
     for name in there:
         shutil.copy(ROOT / "results" / "flights" / f"{name}.csv", tmp_path / f"{name}.csv")
