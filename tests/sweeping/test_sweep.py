@@ -208,7 +208,7 @@ def test_no_worker_outlives_its_sweep(clicks_directory, tmp_path, number):
     workers = children(process.pid)
     assert len(workers) >= 2
     process.send_signal(number)  # the parent alone
-    errors = process.communicate(timeout=30)[1]
+    errors = process.communicate(timeout=90)[1]
     deadline = time.monotonic() + 10
     while any(map(lives, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
