@@ -99,7 +99,7 @@ def test_rows_trained_when_read_are_where_dense_adam_moves_them(script, layer, s
     start = dense.detach().clone()
     adam = torch.optim.Adam([dense], 0.01)
     for step in range(400):
-        ids = torch.randint(10 if step < 200 else 290, (6,))  # 200 to 289 for the first time late, 290 and on never
+        ids = torch.randint(10 if step < 200 else 290, (6,))  # 10 to 289 for the first time late, 290 and on never
         gradient = torch.randn(6, 4, dtype=torch.float64) * scale
         for each in (table, twin):
             (each(ids) * gradient).sum().backward()
