@@ -105,7 +105,11 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is marked zoo runs when it is asked for, and what is marked thorough unless all tests are meant."""
+    """What is marked zoo runs when it is asked for, and what is marked thorough unless all tests are meant.
+
+    The longest test comes first, so that no worker is left with it when the others have done.
+    """
+    items.sort(key=lambda item: item.path.name != "test_torture.py")
     for item in items:
         if item.get_closest_marker("zoo") and "zoo" not in config.option.markexpr:
             item.add_marker(pytest.mark.skip(reason="asked for by -m zoo"))

@@ -186,6 +186,9 @@ def plan_of(experiment: Experiment, data: Path, out: Path, devices: Devices, eng
     measured = "this experiment's own records" if figures else None
     if not figures and engine == "plain":
         figures, measured = durations.from_benchmark(devices.kind)
+        others = sorted({point.config.training.optimizer for point in experiment.points} - {"sgd"})
+        if measured and others:
+            measured += f", which trains by sgd ({', '.join(others)} takes longer)"
     tuning, trials = experiment.tuning, 0
     if tuning is not None:
         trials = max(tuning.trials, math.prod(map(len, tuning.start.values()))) * len(tuning.seeds)

@@ -148,7 +148,13 @@ COMPILER = shutil.which("c++") is not None
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler
 @pytest.mark.parametrize(
     "backend",
-    ["aot_eager", pytest.param("inductor", marks=pytest.mark.skipif(not COMPILER, reason="no C++ compiler here"))],
+    [
+        "aot_eager",
+        pytest.param(
+            "inductor",
+            marks=(pytest.mark.thorough, pytest.mark.skipif(not COMPILER, reason="no C++ compiler here")),
+        ),
+    ],
 )
 def test_it_compiles_whole(backend):
     model = nn.ModuleList([MLETEmbedding(20, 4, inner_dim=8), MLETEmbeddingBag(20, 4, inner_dim=[8, 6])])
