@@ -52,7 +52,7 @@ def probabilities(path: Path) -> np.ndarray:
     return pl.read_csv(path)["probability"].to_numpy()
 
 
-@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize("bits", [32, pytest.param(8, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_bundle_scores_as_training_does(shape, bits, tmp_path):
     rows = rows_of(4)

@@ -868,6 +868,7 @@ def test_shared_memory_stays_shared():
     assert collapse(model, **QUIET)[0].weight.is_shared()
 
 
+@pytest.mark.thorough
 def test_hundreds_of_stale_lists_are_told_of_in_little_time():
     """Once: a look at all that is alive for each."""
     import time  # noqa: PLC0415
