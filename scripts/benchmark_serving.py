@@ -21,7 +21,7 @@ from torch import Tensor
 from dlrm_mlet.data import columns
 from dlrm_mlet.files import replacing, write_json
 from dlrm_mlet.reporting.curves import spread
-from dlrm_mlet.serving.export import run
+from dlrm_mlet.serving.checking import run
 from dlrm_mlet.serving.finished import Probability, export_served
 from dlrm_mlet.serving.session import open_session
 from dlrm_mlet.tables.quantize import quantize

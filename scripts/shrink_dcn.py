@@ -18,7 +18,8 @@ from torch_rechub.models.ranking import DCN
 from dlrm_mlet import collapse, convert, find_table_learning_rate, parameter_groups, quantize
 from dlrm_mlet.data import columns
 from dlrm_mlet.data.columns import Batch, Columns
-from dlrm_mlet.serving.export import check, export
+from dlrm_mlet.serving.checking import check
+from dlrm_mlet.serving.export import export
 from dlrm_mlet.serving.session import open_session
 from dlrm_mlet.training import metrics
 

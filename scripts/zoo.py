@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dlrm_mlet import MLETEmbedding, MLETEmbeddingBag, collapse, convert
-from dlrm_mlet.serving.export import check, export
+from dlrm_mlet.serving.checking import check
+from dlrm_mlet.serving.export import export
 from dlrm_mlet.serving.session import ExportError, open_session
 from dlrm_mlet.tables.quantize import QuantizedEmbedding, QuantizedEmbeddingBag, quantize
 

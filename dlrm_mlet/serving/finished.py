@@ -21,7 +21,8 @@ from dlrm_mlet.data.schema import check_served
 from dlrm_mlet.data.vocabulary import load_all
 from dlrm_mlet.files import alone, replacing_directory
 from dlrm_mlet.serving import bundle
-from dlrm_mlet.serving.export import check, export, run, weights_file
+from dlrm_mlet.serving.checking import check, run
+from dlrm_mlet.serving.export import export, weights_file
 from dlrm_mlet.serving.session import IDS, Session, open_session
 from dlrm_mlet.tables.quantize import quantize
 from dlrm_mlet.training import evaluation, metrics

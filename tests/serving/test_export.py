@@ -16,8 +16,8 @@ from dlrm_mlet.config import ModelConfig
 from dlrm_mlet.data import columns
 from dlrm_mlet.data.vocabulary import load_all
 from dlrm_mlet.extras import MissingExtraError
-from dlrm_mlet.serving import export
-from dlrm_mlet.serving.export import check
+from dlrm_mlet.serving import checking, export
+from dlrm_mlet.serving.checking import check
 from dlrm_mlet.serving.finished import export_served
 from dlrm_mlet.serving.session import ExportError, open_session
 from dlrm_mlet.tables.quantize import quantize
@@ -99,8 +99,8 @@ def test_large_weights_lie_beside_the_model_and_go_with_it(small, tmp_path, monk
 
 def test_a_file_that_differs_does_not_appear(small, tmp_path, monkeypatch):
     (tmp_path / "m.onnx").write_bytes(b"before")
-    run = export.run
-    monkeypatch.setattr(export, "run", lambda *arguments: [output + 1e-4 for output in run(*arguments)])
+    run = checking.run
+    monkeypatch.setattr(checking, "run", lambda *arguments: [output + 1e-4 for output in run(*arguments)])
     with pytest.raises(ExportError, match=r"ONNX Runtime differs from torch by 0.0001; expected 1e-05 at most"):
         export.export(small, inputs(16), tmp_path / "m.onnx")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("m.onnx", b"before")]
@@ -198,8 +198,8 @@ def test_an_id_that_a_run_does_not_have_counts_as_predict_takes_it(run, clicks, 
         for wrong in (-1, -n, n, 2**31 - 1):
             outside = rows.sparse.clone()
             outside[0, f] = wrong
-            found = export.run(session, (rows.dense, outside))[0]
-            assert found == export.run(session, (rows.dense, expected))[0]
+            found = checking.run(session, (rows.dense, outside))[0]
+            assert found == checking.run(session, (rows.dense, expected))[0]
             with pytest.raises(IndexError, match=f"feature {name}: id {wrong}; expected 0 to {n - 1}"):
                 served.model(rows.dense, outside)
 
@@ -332,7 +332,7 @@ def test_an_id_outside_of_its_table_is_an_error_as_in_torch(tmp_path, way, table
         with pytest.raises((IndexError, RuntimeError)):
             model(ids)
         with pytest.raises(Exception, match=r"out of data bounds|indices element"):
-            export.run(session, (ids,))
+            checking.run(session, (ids,))
     assert session.get_modelmeta().custom_metadata_map["dlrm_mlet.ids"] == "an id outside of its table is an error"
 
 
@@ -420,7 +420,7 @@ def test_a_model_in_another_type_is_exported(tmp_path, dtype, prepare):
     path = export.export(model, (IDS, torch.rand(16, 4, dtype=dtype)), tmp_path / "m.onnx")
     session, few = open_session(path), (IDS[:5], torch.rand(5, 4, dtype=dtype))
     assert check(session, model, few) < 4 * torch.finfo(dtype).eps + 1e-5
-    found = export.run(session, few)[0].dtype
+    found = checking.run(session, few)[0].dtype
     assert found == (np.float32 if dtype == torch.bfloat16 else model(*few).detach().numpy().dtype)
     assert model(*few).dtype == dtype
 
@@ -639,7 +639,7 @@ def test_hooks_around_a_compiled_model_are_not_lost(tmp_path):
 def test_other_lookups_refuse_ids_below_0_too(tmp_path, way):
     session = open_session(export.export(Function(way), (IDS,), tmp_path / "m.onnx"))
     with pytest.raises(Exception, match=r"out of data bounds|indices element|GatherElements"):
-        export.run(session, (torch.tensor([-1, 2]),))
+        checking.run(session, (torch.tensor([-1, 2]),))
 
 
 def test_a_squeeze_of_what_is_not_1_is_none(tmp_path):

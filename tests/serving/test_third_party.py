@@ -14,7 +14,8 @@ from dlrm_mlet import MLETEmbedding, collapse, convert
 from dlrm_mlet.data import columns
 from dlrm_mlet.data.datasets import FLIGHTS
 from dlrm_mlet.data.preprocess import preprocess
-from dlrm_mlet.serving.export import check, export
+from dlrm_mlet.serving.checking import check
+from dlrm_mlet.serving.export import export
 from dlrm_mlet.serving.session import open_session
 from dlrm_mlet.tables.quantize import QuantizedEmbedding, quantize
 from dlrm_mlet.training import metrics
