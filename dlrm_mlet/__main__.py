@@ -288,6 +288,7 @@ def _train(options: argparse.Namespace) -> None:
 def _sweep(options: argparse.Namespace) -> None:
     from dlrm_mlet import config
     from dlrm_mlet.data import columns
+    from dlrm_mlet.reporting import publishing
     from dlrm_mlet.sweeping import status, tuning
     from dlrm_mlet.sweeping.sweep import FailedRuns
 
@@ -298,6 +299,7 @@ def _sweep(options: argparse.Namespace) -> None:
     out = options.out or ROOT / experiment.dataset / experiment.path.stem
     if out.name in ("", ".."):  # the table beside it needs a name
         out = out.resolve()
+    publishing.check_name(out)
     data = options.data or DATA / experiment.dataset
     tuned = tuning.tune(experiment, data, out / "trials", launch) if experiment.tuning else (experiment, [])
     failed: FailedRuns | None = None
@@ -312,7 +314,7 @@ def _sweep(options: argparse.Namespace) -> None:
         print("the same call goes on when Slurm has done these")
         return
 
-    from dlrm_mlet.reporting import publishing, report, results
+    from dlrm_mlet.reporting import report, results
 
     schema = columns.load(data).schema
     tables = results.tables([(run.point, record) for run, record in runs], schema)
@@ -458,19 +460,25 @@ def _compare(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from dlrm_mlet.reporting import reproduction
     from dlrm_mlet.reporting.report import report
+    from dlrm_mlet.reporting.results import ResultsError
 
-    for path in report(options.directory, options.out, options.dataset):
-        print(path)
-    out = options.out or options.directory
-    if options.dataset:
-        out = out / options.dataset
-        for path in reproduction.publish(
-            options.directory, options.claims or out / "claims.md", out, [options.dataset]
-        ):
-            print(path)
-    elif options.claims:
-        for path in reproduction.publish(options.directory, options.claims, out):
-            print(path)
+    dataset = options.dataset and Path(options.dataset).name  # as a completed path has a slash
+    out, page, datasets = options.out or options.directory, options.claims, None
+    if dataset:
+        out, datasets = out / dataset, [dataset]
+        page = page or out / "claims.md"
+    failed = []
+    for write in (
+        lambda: report(options.directory, options.out, dataset),
+        lambda: reproduction.publish(options.directory, page, out, datasets) if page else [],
+    ):
+        try:
+            for path in write():
+                print(path)
+        except ResultsError as error:  # the page of claims doesn't wait for a table that can't be drawn
+            failed.append(str(error))
+    if failed:
+        raise ResultsError("\n".join(failed))
 
 
 if __name__ == "__main__":

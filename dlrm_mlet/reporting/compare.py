@@ -17,6 +17,9 @@ def compare(better: str, base: str) -> str:
     runs.
     """
     first, second = _curve(better), _curve(base)
+    sets = {side: _dataset(side) for side in (better, base)}
+    if len(set(sets.values()) - {None}) > 1:
+        raise ResultsError(f"{better}, {base}: of {sets[better]} and {sets[base]}; expected one data set")
     gains = {
         ("", f"d={d}", measure): values
         for d in first.points
@@ -32,8 +35,8 @@ def compare(better: str, base: str) -> str:
     ]  # fmt: skip
     for (_, d, measure), gain in jointly(gains).items():
         lines.append(
-            f"| {d.removeprefix('d=')} | {measure.replace('_', ' ')} | {gain.mean:+.4f} | {gain.std:.4f} "
-            f"| {gain.low:+.4f} to {gain.high:+.4f} | {gain.n} |"
+            f"| {d.removeprefix('d=')} | {measure.replace('_', ' ')} | {gain.mean:+.4f} | {gain.spread} "
+            f"| {gain.interval} | {gain.n} |"
         )
     return "\n".join(lines)
 
@@ -50,6 +53,12 @@ def _curve(side: str) -> Curve:
         names = ", ".join(_name(curve, mine or curves) for curve in mine or curves)
         raise ResultsError(f"{side}: {len(found)} curves; expected one of {names}")
     return found[0]
+
+
+def _dataset(side: str) -> str | None:
+    """The data set of a table in results/<data set>/; None where it lies elsewhere."""
+    place = Path(side.rpartition(".csv")[0]).absolute().parent
+    return place.name if place.parent.name == "results" else None
 
 
 def _settings(curve: Curve) -> list[str]:

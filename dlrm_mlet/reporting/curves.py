@@ -56,17 +56,34 @@ class Difference:
     high: float
     n: int
 
+    @property
+    def interval(self) -> str:
+        """As text."""
+        return f"{self.low:+.4f} to {self.high:+.4f}" if math.isfinite(self.low) else "none"
+
+    @property
+    def spread(self) -> str:
+        """The standard deviation as text; of a single value there is none."""
+        return f"{self.std:.4f}" if self.n > 1 else "–"
+
     def __str__(self) -> str:
         if self.n < 2:
             return f"{self.mean:+.4f}"
-        return f"{self.mean:+.4f} ± {self.std:.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+        interval = f" [{self.low:+.4f}, {self.high:+.4f}]" if math.isfinite(self.low) else ""
+        return f"{self.mean:+.4f} ± {self.std:.4f}{interval}"
 
 
 def difference(values: Sequence[float], confidence: float = CONFIDENCE) -> Difference:
-    """Of at least one value; the interval is Student's, and without bounds for a single one."""
+    """Of at least one value; the interval is Student's.
+
+    It has no bounds for a single value, and none for several that are one and the same but 0, as counts are at times:
+    by these alone their spread can't be told.
+    """
     mean, n = statistics.fmean(values), len(values)
     std = statistics.stdev(values) if n > 1 else math.nan
     reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * std / math.sqrt(n) if n > 1 else math.inf
+    if std == 0 and mean:
+        reach = math.inf
     return Difference(mean, std, mean - reach, mean + reach, n)
 
 
@@ -211,4 +228,5 @@ def spread(values: Sequence[float]) -> str:
 def as_markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     """A table's lines; the first row is its head."""
     head, *body = rows
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
+    lines = (head, ["---"] * len(head), *body)
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines]

@@ -82,7 +82,7 @@ def over_dimension(curves: Sequence[Curve], measures: Sequence[str], name: str, 
     n = f"n = {seeds[0]}" if len(seeds) == 1 else f"n = {seeds[0]} to {seeds[-1]}"
     what = " and ".join(NAMES[measure.partition("_")[2]].partition(" ")[0] for measure in measures)
     title = f"{what} against the embedding dimension, {name}: mean ± standard deviation, {n}"
-    with _figure(path, len(measures), title) as axes:
+    with _figure(path, len(measures), "\n".join(textwrap.wrap(title, 66 * len(measures)))) as axes:
         for ax, measure in zip(axes, measures, strict=True):
             _curves(ax, curves, measure)
 
@@ -390,7 +390,8 @@ def over_table_rate(trials: Mapping[str, Sequence[Row]], paper: float, name: str
             ax.set_xscale("log")
             ax.set_xlabel("learning rate of the tables")
             ax.set_ylabel("validation AUC")
-            ax.set_title(f"{optimizer}, the MLPs at {rows[0].tuned['learning_rate']}", fontsize=10)
+            others = rows[0].tuned.get("learning_rate")
+            ax.set_title(f"{optimizer}, the MLPs at {others}" if others else optimizer, fontsize=10)
             ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 

@@ -1,5 +1,7 @@
 """What a claim is judged by: tables of results, paired differences that hold jointly, and a rule for the verdict."""
 
+import contextlib
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -140,6 +142,15 @@ def points(claim: Claim, tables: Tables) -> list[Point]:
     return [Point(*key, gain, claim.groups[key[0]].experiments) for key, gain in joint.items()]
 
 
+def was_run(claim: Claim, tables: Tables) -> bool:
+    """Whether a data set has records for one of the claim's groups, be it of runs that all diverged."""
+    for group in claim.groups.values():
+        with contextlib.suppress(FileNotFoundError):
+            group.gains(tables)
+            return True
+    return False
+
+
 def jointly(found: Mapping[tuple[str, str, str], Sequence[float]]) -> dict[tuple[str, str, str], Difference]:
     """The differences, with intervals by Holm's step-down procedure (Holm, 1979): all hold at once in 95 % of cases.
 
@@ -162,7 +173,7 @@ def _p_value(values: Sequence[float], alone: Difference) -> float:
     if len(values) < 2:
         return 1.0
     if alone.std == 0:
-        return 0.0 if alone.mean else 1.0
+        return 1.0
     return float(2 * stats.t.sf(abs(alone.mean) / (alone.std / len(values) ** 0.5), len(values) - 1))
 
 
@@ -209,7 +220,11 @@ def verdict(claim: Claim, found: Sequence[Point]) -> str:
                 half = (point.gain.high - point.gain.low) / 2
                 reach[point.measure] = max(half, reach.get(point.measure, 0))
         where = f" at {_named(claim, found, 0)}" if parts else ""
-        seen = [f"±{half:.4f}" + (f" {_metric(measure)}" if len(reach) > 1 else "") for measure, half in reach.items()]
+        seen = [
+            (f"±{half:.4f}" if math.isfinite(half) else "one seed, or no spread: no interval")
+            + (f" {_metric(measure)}" if len(reach) > 1 else "")
+            for measure, half in reach.items()
+        ]
         parts.append(
             f"not decided{where} ({', '.join(seen)})" if any(reach.values()) else f"no difference at all{where}"
         )

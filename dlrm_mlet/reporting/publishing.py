@@ -7,12 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dlrm_mlet.files import replacing
-from dlrm_mlet.reporting.results import MEASURES, ResultsError
+from dlrm_mlet.reporting.results import CLAIMS, COMPANIONS, MEASURES, ResultsError
 
 Table = list[dict[str, str]]
 """Rows by column, all with the same columns."""
 RESULT = ("status", *MEASURES)
 """What two runs have to share to be equal."""
+
+
+def check_name(out: Path) -> None:
+    """Raises ResultsError where an experiment's table would be taken for one of another kind."""
+    if out.name == CLAIMS or out.name.endswith(COMPANIONS):
+        raise ResultsError(
+            f"{out}: {out.name}.csv is the name of a table that report writes, or of one beside an experiment's own; "
+            f"expected a name other than {CLAIMS} that doesn't end in {', '.join(COMPANIONS)}: of the config, or --out"
+        )
 
 
 def store(out: Path, tables: Mapping[str, Table], publish: bool = False) -> tuple[Path | None, str]:

@@ -2,6 +2,7 @@
 
 import functools
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from dlrm_mlet.config import TrainingConfig
@@ -141,7 +142,7 @@ def _law_figure(tables: Tables, path: Path) -> None:
 
 
 def _failures_table(tables: Tables) -> list[list[str]]:
-    points: dict[tuple[str, int], dict[int, float]] = {}
+    points: dict[tuple[str, int], dict[int, float | None]] = {}
     found = [name for name in PLAIN if (tables.directory / f"{name}.csv").exists()]
     if not found:
         raise FileNotFoundError("no table of runs at the paper's rate")
@@ -149,15 +150,26 @@ def _failures_table(tables: Tables) -> list[list[str]]:
         for curve in make_curves(tables.rows(experiment)):
             is_mlet = curve.arm == "mlet" and curve.inner_dim.isdigit() and experiment != "narrow"
             its = tables.curve(experiment, curve.arm, curve.inner_dim) if curve.single or is_mlet else None
-            for d, rows in its.points.items() if its else ():
-                points.setdefault((curve.inner_dim, d), {}).update({row.seed: row.measures[AUC] for row in rows})
+            for row in tables.rows(experiment):
+                if its and row.series == its.series:
+                    seeds = points.setdefault((row.inner_dim, row.embedding_dim), {})
+                    seeds[row.seed] = row.measures.get(AUC)
     ks = sorted({int(inner_dim) for inner_dim, _ in points if inner_dim})
-    table = [["model", f"more than {LATE} below the median", "of runs"]]
+    table = [["model", f"diverged, or more than {LATE} below the median", "of runs"]]
     for name, is_mlet in (("single layer", False), (f"MLET, k = {', '.join(map(str, ks))}", True)):
         mine = [list(seeds.values()) for (inner_dim, _), seeds in points.items() if bool(inner_dim) == is_mlet]
-        failed = sum(value < statistics.median(values) - LATE for values in mine for value in values)
-        table.append([name, str(failed), str(sum(map(len, mine)))])
+        if mine:
+            table.append([name, str(sum(map(_failed, mine))), str(sum(map(len, mine)))])
+    if len(table) < 3:
+        raise FileNotFoundError("no runs of both at the paper's rate")
     return table
+
+
+def _failed(values: Sequence[float | None]) -> int:
+    """How many of a point's seeds diverged, or ended far below the others."""
+    finished = [value for value in values if value is not None]
+    late = sum(value < statistics.median(finished) - LATE for value in finished)
+    return late + len(values) - len(finished)
 
 
 def _failures(tables: Tables) -> str:

@@ -27,8 +27,6 @@ from dlrm_mlet.reporting.results import OfRun, ResultsError, Row, Spectrum, Thir
 from dlrm_mlet.sweeping import benchmark
 from dlrm_mlet.tables.spectrum import count_above
 
-COMPANIONS = ("-trials", "-spectra", "-frequency", "-curve")
-"""Endings of tables that lie beside an experiment's own."""
 STEP_WORDS = (
     "Of the rates at which no seed diverged, with the better of the MLPs' rates. Per row: the table's rate divided by "
     "the batch size B, times k/16 for MLET; so far a row moves, of its own gradient, where it occurs once in the "
@@ -37,6 +35,9 @@ STEP_WORDS = (
 SMALLER = ("tables", "served_as", "served_rank")
 """Settings that change served bytes by other means than d."""
 BOTH = ("validation_auc", "validation_log_loss")
+RATE = "table_learning_rate"
+BAR = "\\|"
+"""In a cell of a Markdown table."""
 
 
 def report(directory: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
@@ -45,8 +46,8 @@ def report(directory: Path, out: Path | None = None, dataset: str | None = None)
     Returns what was written, beside the tables or in `out`. Raises ResultsError where a table can't be read,
     FileNotFoundError where there is none.
     """
-    tables = [path for path in sorted(directory.glob("*/*.csv")) if not path.stem.endswith(COMPANIONS)]
-    tables = [path for path in tables if path.stem != "claims" and dataset in (None, path.parent.name)]
+    tables = [path for path in sorted(directory.glob("*/*.csv")) if not path.stem.endswith(results.COMPANIONS)]
+    tables = [path for path in tables if path.stem != results.CLAIMS and dataset in (None, path.parent.name)]
     if not tables and dataset:
         raise FileNotFoundError(f"{directory / dataset}: no results; expected <experiment>.csv, as a sweep writes it")
     if not tables:
@@ -60,7 +61,10 @@ def report(directory: Path, out: Path | None = None, dataset: str | None = None)
             failed.append(str(error) if isinstance(error, ResultsError) else f"{table}: {error!r}")
     for trials in sorted(path.parent for path in directory.glob("*/fair-fight-sgd-trials.csv")):
         if dataset in (None, trials.name):
-            written += draw_rates(trials, out / trials.name if out else trials)
+            try:
+                written += draw_rates(trials, out / trials.name if out else trials)
+            except ResultsError as error:
+                failed.append(str(error))
     for timings in sorted(directory.glob("benchmarks/step-*.json")) if dataset is None else ():
         try:
             written += draw_steps(timings, out / "benchmarks" if out else timings.parent)
@@ -90,6 +94,8 @@ def draw(table: Path, target: Path) -> list[Path]:
                 path = target / f"{table.stem}-figure-{number}"
                 figures.over_dimension(chosen, measures, name, path)
                 written += figures.files(path)
+    elif not any(row.measures for row in rows):  # all diverged: the page says so
+        pass
     elif any(key in SMALLER for row in rows for key in row.settings):
         figures.over_bytes(rows, name, place)
         written += figures.files(place)
@@ -137,21 +143,33 @@ def _check_of(rows: Sequence[Row], found: Sequence[OfRun], beside: Path) -> None
 def draw_rates(dataset: Path, target: Path) -> list[Path]:
     """The figure of validation AUC against the tables' learning rate, from the trials of a data set's fair fights.
 
-    Of the trials those count in which nothing else differs: the MLPs' rate is the one that most have, and the tables
-    start as the paper's.
+    Of the trials those count in which nothing else differs: what else was tuned is at the value that most have, and
+    the tables start as the paper's; at d = 4 and 8, or where neither is there, at the smallest two. Nothing is drawn
+    where no rates of the tables were tried.
     """
     trials: dict[str, list[Row]] = {}
     for name, optimizer in (("sgd", "SGD"), ("adagrad", "row-wise Adagrad")):
         path = dataset / f"fair-fight-{name}-trials.csv"
         rows = results.read(path) if path.exists() else []
-        rows = [row for row in rows if row.embedding_dim in (4, 8) and row.measures]
-        common = statistics.mode(row.tuned["learning_rate"] for row in rows) if rows else None
-        rows = [row for row in rows if (row.tuned["learning_rate"], row.tuned["initial_scale"]) == (common, "1.0")]
+        rows = [row for row in rows if row.measures and RATE in row.tuned and _starts_as_the_paper(row)]
+        dims = sorted({row.embedding_dim for row in rows})
+        shown = [d for d in dims if d in (4, 8)] or dims[:2]
+        rows = [row for row in rows if row.embedding_dim in shown]
+        for key in rows[0].tuned if rows else ():
+            if key != RATE:
+                common = statistics.mode(row.tuned[key] for row in rows)
+                rows = [row for row in rows if row.tuned[key] == common]
         if rows:
             trials[optimizer] = rows
+    if not trials:
+        return []
     place = target / "table-learning-rate"
     figures.over_table_rate(trials, TrainingConfig.learning_rate, dataset.name, place)
     return figures.files(place)
+
+
+def _starts_as_the_paper(row: Row) -> bool:
+    return float(row.tuned.get("initial_scale", 1)) == 1
 
 
 def draw_steps(timings: Path, target: Path) -> list[Path]:
@@ -189,7 +207,7 @@ def markdown(rows: Sequence[Row], curves: Sequence[Curve], name: str, source: st
         *_points_table(curves),
     ]
     if any(row.tuned for row in rows):
-        lines += ["", "## What was chosen on validation", "", *_tuned_table(curves)]
+        lines += ["", "## What was chosen on validation", "", *_tuned_table(rows, curves)]
     if any(key in SMALLER for row in rows for key in row.settings):
         return "\n".join([*lines, "", "## The Pareto front of served bytes and AUC", "", *_pareto_table(rows)]) + "\n"
     if step_law.is_one(rows):
@@ -237,13 +255,13 @@ def _points_table(curves: Sequence[Curve]) -> list[str]:
     return lines
 
 
-def _tuned_table(curves: Sequence[Curve]) -> list[str]:
-    rows = [found[0] for curve in curves for found in curve.points.values()]
+def _tuned_table(rows: Sequence[Row], curves: Sequence[Curve]) -> list[str]:
     keys = list(rows[0].tuned)
     lines = [f"| model | d | {' | '.join(key.replace('_', ' ') for key in keys)} |", "|---|--:|" + "--:|" * len(keys)]
     for curve in curves:
-        for d, found in curve.points.items():
-            chosen = " | ".join(f"{float(value):g}" for value in found[0].tuned.values())
+        for d in sorted(curve.points.keys() | curve.diverged.keys()):
+            first = next(row for row in rows if (row.series, row.embedding_dim) == (curve.series, d))
+            chosen = " | ".join(f"{float(value):g}" for value in first.tuned.values())
             lines.append(f"| {curve.label} | {d} | {chosen} |")
     return lines
 
@@ -330,7 +348,7 @@ def _spectra_table(found: Sequence[Spectrum]) -> list[str]:
                 if s.feature == feature and (s.series, s.embedding_dim) == model
             ]
             cells.append(f"{statistics.fmean(counts):.1f}" if counts else "–")
-        lines.append(f"| {feature} | {n:,} | {' | '.join(cells)} |")
+        lines.append(f"| {feature.replace('|', BAR)} | {n:,} | {' | '.join(cells)} |")
     return lines
 
 

@@ -1,6 +1,7 @@
 """Tables of results -> the page of claims, a figure for each, and claims.csv: what is claimed and what came out."""
 
 import csv
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,6 +114,8 @@ def judge(claim: Claim, directory: Path, datasets: Sequence[str]) -> Outcomes:
         except ResultsError as error:
             found[name] = Outcome([], [], f"can't be judged: {error}", there, refused=True)
             continue
+        if not points and not said and judging.was_run(claim, tables):
+            said = "nothing to compare among the runs that finished"
         if points or said:
             found[name] = Outcome(points, table, said, there)
     return _once(claim, found)
@@ -132,7 +135,8 @@ def as_csv(judged: Sequence[tuple[Claim, Outcomes]]) -> str:
         for name, outcome in found.items():
             for point in outcome.points:
                 gain = point.gain
-                numbers = [f"{value:.6f}" for value in (gain.mean, gain.std, gain.low, gain.high)]
+                numbers = [f"{value:.6f}" if math.isfinite(value) else ""
+                           for value in (gain.mean, gain.std, gain.low, gain.high)]  # fmt: skip
                 lines.append([claim.name, name, point.group, point.name, point.measure, *numbers, str(gain.n),
                               " ".join(f"{name}/{source}.csv" for source in point.sources)])  # fmt: skip
     buffer = _Lines()
@@ -164,7 +168,8 @@ def _datasets(judged: Sequence[tuple[Claim, Outcomes]], datasets: Sequence[str])
              or claim.groups}  # fmt: skip
     lines = ["| data set | records |", "|---|---|"]
     for name in datasets:
-        here = "here" if name in there else "waiting for records: see [records.md](records.md)"
+        waiting = "waiting for records" + (": see [records.md](records.md)" if name in DATASETS else "")
+        here = "here" if name in there else waiting
         lines.append(f"| {DATASETS.get(name, name)} | {here} |")
     return lines
 
@@ -230,8 +235,8 @@ def _of_dataset(claim: Claim, name: str, outcome: Outcome, directory: str) -> li
     if outcome.points:
         head = ["rate", "point", "measure", "difference", "std", "95 % interval, joint", "n"]
         rows = [
-            [p.group, p.name, p.measure.replace("_", " "), f"{p.gain.mean:+.4f}", f"{p.gain.std:.4f}",
-             f"{p.gain.low:+.4f} to {p.gain.high:+.4f}", str(p.gain.n)]
+            [p.group, p.name, p.measure.replace("_", " "), f"{p.gain.mean:+.4f}", p.gain.spread,
+             p.gain.interval, str(p.gain.n)]
             for p in outcome.points
         ]  # fmt: skip
         lines += [*as_markdown([head, *rows]), ""]

@@ -13,6 +13,10 @@ from dlrm_mlet.training.record import Record
 
 T = TypeVar("T")
 MEASURES = ("validation_auc", "validation_log_loss", "test_auc", "test_log_loss")
+COMPANIONS = ("-trials", "-spectra", "-frequency", "-curve")
+"""Endings of tables that lie beside an experiment's own."""
+CLAIMS = "claims"
+"""The name of the table of claims, which lies among those of experiments."""
 BESIDE = ("train_log_loss", "effective_rank")
 """What some tables have of a run as well."""
 
@@ -192,6 +196,15 @@ def read(path: Path) -> list[Row]:
     found = _read(path, as_row)
     if not found:
         raise ResultsError(f"{path}: has no runs; expected the columns that a sweep writes, and a row a run")
+    seen: set[tuple[object, ...]] = set()
+    for row in found:
+        run = (*row.run, *row.tuned.values())
+        if run in seen:
+            raise ResultsError(
+                f"{path}: has {row.arm or 'a run'} k={row.inner_dim or '-'} d={row.embedding_dim} seed {row.seed} "
+                "twice; expected a row a run"
+            )
+        seen.add(run)
     return found
 
 

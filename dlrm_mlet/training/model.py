@@ -136,6 +136,12 @@ def bags_of(schema: Schema) -> Bags | None:
     return Bags(schema.slots, schema.pooling) if any(schema.pooling) else None
 
 
+def check_tables(config: ModelConfig, multi_valued: bool) -> None:
+    """Raises ConfigError where tables of the config's kind can't have the multi-valued columns that there are."""
+    if multi_valued and config.tables != "full":
+        raise ConfigError(f'model.tables = "{config.tables}": has no multi-valued columns; expected "full"')
+
+
 def build_tables(
     config: ModelConfig,
     table_rows: Sequence[int],
@@ -147,9 +153,8 @@ def build_tables(
 
     `places` (N,) says of min-count tables which row each value has, by training's counts; without, each has its own.
     """
+    check_tables(config, bags is not None)
     d = config.embedding_dim
-    if bags is not None and config.tables != "full":
-        raise ConfigError(f'model.tables = "{config.tables}": has no multi-valued columns; expected "full"')
     match config.tables:
         case "quotient-remainder":
             return QuotientRemainderTables(table_rows, d, config.collisions, generator)

@@ -28,7 +28,7 @@ from dlrm_mlet.tables.stacked import MLETTables, Tables
 from dlrm_mlet.training import checkpoint, evaluation, record
 from dlrm_mlet.training.checkpoint import Served
 from dlrm_mlet.training.device import CPU, USABLE, DeviceError, describe, free_memory, threads, wait
-from dlrm_mlet.training.model import DLRM, bags_of, build, served
+from dlrm_mlet.training.model import DLRM, bags_of, build, check_tables, served
 from dlrm_mlet.training.optimizer import SGD, Adagrad, Adam, LazyAdam, Optimizer, factors
 from dlrm_mlet.training.stepping import losses
 from dlrm_mlet.training.tensorboard import Watch
@@ -131,9 +131,13 @@ def check_device(config: Config, schema: Schema, device: torch.device, seeds: in
 
 
 def check_data(config: Config, columns: Columns) -> None:
-    """Raises TrainingError where the columns are of another data set, or have one label alone to learn or choose by."""
+    """Raises TrainingError where the columns are of another data set, or have one label alone to learn or choose by.
+
+    ConfigError where the model's tables can't have its multi-valued columns.
+    """
     if columns.schema.dataset != config.dataset:
         raise TrainingError(f"the columns are of {columns.schema.dataset}; expected {config.dataset}, as in the config")
+    check_tables(config.model, any(columns.schema.pooling))
     for split in ("train", "validation"):
         if why := columns.lacks_a_label(split):
             raise TrainingError(f"{columns.schema.dataset}: {why}; expected both labels: preprocess with another split")

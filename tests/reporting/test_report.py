@@ -36,7 +36,8 @@ def table(tmp_path: Path) -> Path:
     for k, dimensions in (("", (2, 4, 8)), ("16", (2, 4))):
         for i, d in enumerate(dimensions):
             for seed in range(3):
-                auc = 0.7 + 0.01 * i + 0.0001 * seed + (0.011 if k else 0)
+                more = 1e-9 * seed  # so that differences have a spread
+                auc = 0.7 + (0.01 + more) * i + 0.0001 * seed + (0.011 + more if k else 0)
                 measures = f"{auc},{1 - auc},{auc},{1 - auc}"
                 lines.append(
                     f"{'mlet' if k else 'single'},{k},{d},{seed},finished,{measures},9,99,50,400,{40 * d},1.5,cpu,2,c"

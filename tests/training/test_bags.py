@@ -160,6 +160,7 @@ def test_a_run_trains_measures_and_serves_them(bagged, inner_dim, tmp_path):
         train(
             dataclasses.replace(config, model=ModelConfig(4, (8,), (8,), tables="hashed")), bagged, 0, tmp_path / "no"
         )
+    assert not (tmp_path / "no").exists()  # refused before anything starts, as a sweep asks of all its runs first
 
 
 def test_how_rare_a_rows_rarest_value_is_looks_at_all_of_a_bag(bagged):

@@ -1,0 +1,136 @@
+"""Tables that are unlike ours: a search of one rate, runs that diverged, one seed, equal counts."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from dlrm_mlet.__main__ import main
+from dlrm_mlet.reporting import judging, publishing, questions, results
+from dlrm_mlet.reporting.claims import CLAIMS
+from dlrm_mlet.reporting.compare import compare
+from dlrm_mlet.reporting.curves import as_markdown, difference
+from dlrm_mlet.reporting.judging import AUC, Tables
+from dlrm_mlet.reporting.questions import QUESTIONS
+from dlrm_mlet.reporting.report import draw, draw_rates
+from dlrm_mlet.reporting.results import ResultsError
+from tests.reporting.test_report import HEADER
+
+TAIL = "9,99,50,400,320,1.5,cpu,2,c"
+
+
+def write(path: Path, rows: list[tuple[str, int, int, float | None]], tuned: dict[str, str] | None = None) -> Path:
+    """A table of (arm, d, seed, AUC), None where the run diverged; `tuned`: what else was chosen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keys = dict(tuned or {})
+    lines = [HEADER.replace("seed,", ",".join(["seed", *keys, ""]))]
+    for arm, d, seed, auc in rows:
+        measures = f"finished,{auc},{1 - auc},{auc},{1 - auc}" if auc else "diverged,,,,"
+        lines.append(",".join([arm, "16" if arm == "mlet" else "", str(d), str(seed), *keys.values(), measures, TAIL]))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Of the results of one data set."""
+    return tmp_path / "results" / "shop"
+
+
+def claim(name: str) -> judging.Claim:
+    return next(claim for claim in (*CLAIMS, *QUESTIONS) if claim.name == name)
+
+
+@pytest.mark.parametrize(
+    ("tuned", "names"),
+    [
+        ({"table_learning_rate": "3.2"}, ["table-learning-rate.png", "table-learning-rate.svg"]),
+        ({"table_learning_rate": "3.2", "initial_scale": "1"}, ["table-learning-rate.png", "table-learning-rate.svg"]),
+        ({"learning_rate": "0.1"}, []),
+        ({"table_learning_rate": "3.2", "initial_scale": "0.5"}, []),
+    ],
+)
+def test_any_search_of_the_tables_rate_is_drawn(directory, tuned, names):
+    rows = [(arm, 2, seed, 0.7 + seed / 100) for arm in ("single", "mlet") for seed in range(2)]
+    write(directory / "fair-fight-sgd-trials.csv", rows, tuned)
+    assert [path.name for path in draw_rates(directory, directory)] == names
+
+
+@pytest.mark.parametrize("name", ["fair-fight-sgd", "rivals-tuned"])
+def test_a_table_of_which_all_runs_diverged_has_a_page(directory, name):
+    tuned = {"table_learning_rate": "99"}
+    table = write(directory / f"{name}.csv", [("single", 2, 0, None), ("mlet", 2, 0, None)], tuned)
+    if name == "rivals-tuned":
+        table.write_text(
+            table.read_text().replace("embedding_dim,", "embedding_dim,served_as,").replace(",2,0,", ",2,,0,")
+        )
+    assert [path.name for path in draw(table, directory)] == [f"{name}.md"]
+    page = (directory / f"{name}.md").read_text()
+    assert "| MLET k=16 | 2 | 0 (1 diverged) |" in page
+    assert "| single layer | 2 | 99 |" in page
+
+
+def test_a_divergence_is_a_failure(directory):
+    rows = [("single", 4, seed, 0.7) for seed in range(4)] + [
+        ("mlet", 4, seed, 0.7 if seed else None) for seed in range(4)
+    ]
+    write(directory / "paper-grid.csv", rows)
+    assert questions._failures(Tables(directory)) == "single layer 0 of 4 runs, MLET 1 of 4"
+    write(directory / "paper-grid.csv", [row for row in rows if row[0] == "single"])
+    with pytest.raises(FileNotFoundError, match="no runs of both"):
+        questions._failures(Tables(directory))
+
+
+def test_what_was_run_and_diverged_is_not_called_not_run(directory, capsys):
+    write(directory / "paper-grid.csv", [("single", 4, 0, 0.7), ("single", 4, 1, 0.7), ("mlet", 4, 0, None)])
+    assert main(["report", str(directory.parent), "--dataset", "shop/"]) == 0  # with a slash, as completion writes it
+    page = (directory / "claims.md").read_text()
+    assert "**shop: nothing to compare among the runs that finished**" in page
+    assert "MLET beats the single layer" not in page[page.index("Not run yet") :].partition("\n")[0]
+    assert "not run; tuned not run" not in page
+    capsys.readouterr()
+
+
+def test_a_table_that_can_not_be_drawn_does_not_cost_the_page_of_claims(directory, capsys):
+    rows = [(arm, 4, seed, 0.7 + seed / 99) for arm in ("single", "mlet") for seed in range(3)]
+    write(directory / "paper-grid.csv", rows)
+    (directory / "mine.csv").write_text("no,table\n1,2\n")
+    assert main(["report", str(directory.parent), "--dataset", "shop"]) == 1
+    assert "mine.csv:2: not a run" in capsys.readouterr().err
+    assert "MLET beats the single layer" in (directory / "claims.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["claims", "learning-curve", "my-trials", "a-spectra", "b-frequency"])
+def test_an_experiment_has_no_name_that_report_takes_for_another_table(name, tmp_path):
+    publishing.check_name(tmp_path / f"{name}s")
+    with pytest.raises(ResultsError, match=rf"{name}.csv is the name of a table that report writes"):
+        publishing.check_name(tmp_path / name)
+
+
+def test_two_data_sets_are_not_compared(tmp_path, capsys):
+    rows = [("single", 4, seed, 0.7 + seed / 99) for seed in range(3)]
+    one, two = (write(tmp_path / "results" / name / "grid.csv", rows) for name in ("shop", "flights"))
+    with pytest.raises(ResultsError, match="of shop and flights; expected one data set"):
+        compare(f"{one}:single", f"{two}:single")
+    elsewhere = write(tmp_path / "old" / "grid.csv", rows)
+    assert "| 4 | validation auc | +0.0000 |" in compare(f"{one}:single", f"{elsewhere}:single")
+
+
+def test_a_run_that_is_there_twice_is_refused(directory):
+    table = write(directory / "grid.csv", [("single", 4, 0, 0.7), ("single", 4, 1, 0.7), ("single", 4, 0, 0.7)])
+    with pytest.raises(ResultsError, match=r"grid.csv: has single k=- d=4 seed 0 twice; expected a row a run"):
+        results.read(table)
+
+
+def test_equal_differences_and_single_ones_have_no_interval():
+    same, none, one = difference([1.0, 1.0]), difference([0.0, 0.0]), difference([0.01])
+    assert (same.low, same.high, same.interval, same.spread) == (-math.inf, math.inf, "none", "0.0000")
+    assert (none.low, none.high) == (0, 0)
+    assert (one.interval, one.spread, str(same)) == ("none", "–", "+1.0000 ± 0.0000")
+    found = {("", "d=4", AUC): [1.0, 1.0]}
+    points = [judging.Point(*key, gain, ()) for key, gain in judging.jointly(found).items()]
+    assert judging.verdict(claim("same-d"), points) == "not decided (one seed, or no spread: no interval)"
+
+
+def test_a_bar_in_a_name_stays_in_its_cell():
+    assert as_markdown([["a|b", "c"]]) == ["| a\\|b | c |", "| --- | --- |"]
