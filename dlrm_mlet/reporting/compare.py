@@ -20,6 +20,9 @@ def compare(better: str, base: str) -> str:
     sets = {side: _dataset(side) for side in (better, base)}
     if len(set(sets.values()) - {None}) > 1:
         raise ResultsError(f"{better}, {base}: of {sets[better]} and {sets[base]}; expected one data set")
+    data = {row.data for curve in (first, second) for rows in curve.points.values() for row in rows if row.data}
+    if len(data) > 1:
+        raise ResultsError(f"{better}, {base}: made from columns {' and '.join(sorted(data))}; expected the same ones")
     gains = {
         ("", f"d={d}", measure): values
         for d in first.points

@@ -5,6 +5,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from dlrm_mlet.config import TrainingConfig
 from dlrm_mlet.files import replacing
@@ -200,9 +201,9 @@ def markdown(rows: Sequence[Row], curves: Sequence[Curve], name: str, source: st
     lines = [
         f"# {name}",
         "",
-        f"Drawn from [{source}]({source}) by `make figures`. {len(rows)} runs, {seconds:.0f} core-minutes of training "
-        f"on {'; '.join(where)}. Mean ± sample standard deviation over n seeds; d is the dimension that is served, k "
-        "the inner dimension that is trained.",
+        f"Drawn from [{source}]({quote(source)}) by `make figures`. {len(rows)} runs, {seconds:.0f} core-minutes of "
+        f"training on {'; '.join(where)}. Mean ± sample standard deviation over n seeds; d is the dimension that is "
+        "served, k the inner dimension that is trained.",
         "",
         *_points_table(curves),
     ]

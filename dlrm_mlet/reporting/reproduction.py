@@ -1,19 +1,23 @@
 """Tables of results -> the page of claims, a figure for each, and claims.csv: what is claimed and what came out."""
 
+import contextlib
 import csv
 import math
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from dlrm_mlet.files import replacing
-from dlrm_mlet.reporting import figures, judging
+from dlrm_mlet.reporting import figures, judging, results
 from dlrm_mlet.reporting.claims import CLAIMS
 from dlrm_mlet.reporting.curves import as_markdown
 from dlrm_mlet.reporting.judging import MARGIN, PAPER, TUNED, Claim, Counts, Point, Tables
 from dlrm_mlet.reporting.questions import QUESTIONS
-from dlrm_mlet.reporting.results import ResultsError
+from dlrm_mlet.reporting.results import CLAIMS as CLAIMS_TABLE
+from dlrm_mlet.reporting.results import COMPANIONS, ResultsError
 
 DATASETS = {
     "flights": "NYC flights: 327,346 rows, 11 categorical columns with 10,604 values in all",
@@ -25,7 +29,7 @@ DATASETS = {
 INTRODUCTION = f"""\
 # What the paper claims, and what came out
 
-Drawn by `make figures` from the tables in results/, and from nothing else; every difference is a row of claims.csv. A
+Drawn by `dlrm-mlet report` from the tables in results/ alone; every difference is a row of claims.csv. A
 point is a mean of differences that are paired by seed, positive being better, with its 95 % confidence interval
 (Student's t); those of a claim hold jointly on each data set (Holm's procedure). *Shown*: the whole interval lies above
 0; *opposite shown*: below; *not decided (±x)*: neither, and a difference above x, half the widest interval of a
@@ -72,6 +76,8 @@ def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | No
     claim couldn't be judged, when all else is written.
     """
     names = list(DATASETS) if datasets is None else list(datasets)
+    for name in names:
+        _check_data(directory / name)
     judged = [(claim, judge(claim, directory, names)) for claim in (*CLAIMS, *QUESTIONS)]
     written = []
     for claim, found in judged:
@@ -96,6 +102,19 @@ def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | No
     if refused:
         raise ResultsError("\n  ".join([f"{page}: some claims couldn't be judged, all else is there:", *refused]))
     return [*written, out / "claims.csv", page]
+
+
+def _check_data(directory: Path) -> None:
+    """Raises ResultsError where a data set's tables were made from unlike columns, as after another preprocessing."""
+    found: dict[str, str] = {}
+    for path in sorted(directory.glob("*.csv")):
+        if path.stem != CLAIMS_TABLE and not path.stem.endswith(COMPANIONS):
+            with contextlib.suppress(ResultsError):  # said where it is drawn
+                found |= {row.data: path.name for row in results.read(path) if row.data}
+    if len(found) > 1:
+        said = ", ".join(f"{name} from {data}" for data, name in found.items())
+        raise ResultsError(f"{directory}: its tables were made from unlike columns ({said}); expected the same ones: "
+                           "sweep again what is of others")  # fmt: skip
 
 
 def judge(claim: Claim, directory: Path, datasets: Sequence[str]) -> Outcomes:
@@ -214,7 +233,7 @@ def _section(claim: Claim, found: Outcomes, out: str, directory: str) -> list[st
         lines += [f"![{claim.text}: differences with their intervals]({out}/{FIGURES}/{claim.name}.svg)", ""]
     for name, outcome in found.items():
         if claim.figure:
-            lines += [f"![{claim.text}: {name}]({out}/{FIGURES}/{claim.name}-{name}.svg)", ""]
+            lines += [f"![{claim.text}: {name}]({quote(f'{out}/{FIGURES}/{claim.name}-{name}.svg')})", ""]
         lines += _of_dataset(claim, name, outcome, directory)
     return lines[:-1]
 
@@ -246,7 +265,7 @@ def _of_dataset(claim: Claim, name: str, outcome: Outcome, directory: str) -> li
     for source in sources:
         command, record = ELSEWHERE.get(source, (_command(name, source), f"{name}/{source}.md"))
         commands.append(f"`{command}`")
-        records.append(f"[{record}]({directory}/{record})")
+        records.append(f"[{record}]({quote(f'{directory}/{record}')})")
     lines += [f"Commands: {', '.join(commands)}. Records: {', '.join(records)}.", ""]
     return lines
 
@@ -255,7 +274,7 @@ def _command(dataset: str, experiment: str) -> str:
     if experiment.split("-", maxsplit=1)[0] in ("deepfm", "dcnv2", "autoint"):
         model, _, what = experiment.partition("-")
         return f"python scripts/other_models.py {dataset} {model}{' --controls' if what == 'controls' else ''}"
-    return f"make sweep DATASET={dataset} GRID={experiment}"
+    return f"make sweep DATASET={shlex.quote(dataset)} GRID={shlex.quote(experiment)}"
 
 
 def _first_measure(points: Sequence[Point]) -> list[Point]:

@@ -67,6 +67,8 @@ class Row(OfRun):
     seconds: float
     provenance: dict[str, str]
     """device, torch, commit."""
+    data: str = ""
+    """The fingerprint of the columns that it was made from; tables of before 0.2.0 don't say."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,7 @@ def as_row(row: dict[str, str]) -> Row:
         served_table_bytes=int(row["served_table_bytes"]),
         seconds=float(row["seconds"]),
         provenance={key: row[key] for key in ("device", "torch", "commit")},
+        data=row.get("experiment", "").rpartition("-")[2],
     )
 
 

@@ -116,6 +116,19 @@ def test_two_data_sets_are_not_compared(tmp_path, capsys):
     assert "| 4 | validation auc | +0.0000 |" in compare(f"{one}:single", f"{elsewhere}:single")
 
 
+def test_runs_of_unlike_columns_are_not_judged_as_one_data_set(directory, capsys):
+    rows = [(arm, 4, seed, 0.7 + seed / 99) for arm in ("single", "mlet") for seed in range(3)]
+    for name, data in (("paper-grid", "one"), ("controls", "two")):
+        table = write(directory / f"{name}.csv", rows)
+        head, *lines = table.read_text().splitlines()
+        table.write_text("\n".join([f"{head},experiment", *(f"{line},digest-{data}" for line in lines)]) + "\n")
+    with pytest.raises(ResultsError, match=r"single: made from columns one and two; expected the same ones"):
+        compare(f"{directory / 'paper-grid.csv'}:mlet", f"{directory / 'controls.csv'}:single")
+    assert main(["report", str(directory.parent), "--dataset", "shop"]) == 1
+    assert "unlike columns (controls.csv from two, paper-grid.csv from one)" in capsys.readouterr().err
+    assert not (directory / "claims.md").exists()
+
+
 def test_a_run_that_is_there_twice_is_refused(directory):
     table = write(directory / "grid.csv", [("single", 4, 0, 0.7), ("single", 4, 1, 0.7), ("single", 4, 0, 0.7)])
     with pytest.raises(ResultsError, match=r"grid.csv: has single k=- d=4 seed 0 twice; expected a row a run"):
@@ -130,6 +143,16 @@ def test_equal_differences_and_single_ones_have_no_interval():
     found = {("", "d=4", AUC): [1.0, 1.0]}
     points = [judging.Point(*key, gain, ()) for key, gain in judging.jointly(found).items()]
     assert judging.verdict(claim("same-d"), points) == "not decided (one seed, or no spread: no interval)"
+
+
+def test_a_name_with_a_blank_is_linked_and_quoted(tmp_path, capsys):
+    rows = [(arm, 4, seed, 0.7 + seed / 99) for arm in ("single", "mlet") for seed in range(3)]
+    write(tmp_path / "results" / "my shop" / "paper-grid.csv", rows)
+    assert main(["report", str(tmp_path / "results"), "--dataset", "my shop"]) == 0
+    page = (tmp_path / "results" / "my shop" / "claims.md").read_text()
+    assert "`make sweep DATASET='my shop' GRID=paper-grid`" in page
+    assert "[my shop/paper-grid.md](../my%20shop/paper-grid.md)" in page
+    capsys.readouterr()
 
 
 def test_a_bar_in_a_name_stays_in_its_cell():
