@@ -1,6 +1,8 @@
 """A directory or a file of ours -> whether each thing that lies there is whole, and of what it is. Repairs nothing."""
 
+import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,8 @@ def verify(path: Path) -> Iterator[Finding]:
     """Everything of ours at `path` and below it, one after another. Raises VerifyError where there is nothing.
 
     Read whole and compared with the hashes that were written with them: columns and their values, bundles and
-    checkpoints. Records and tables have none: they are read as everything else of the package reads them.
+    checkpoints. Records and tables have none: they are read as everything else of the package reads them, and a table's
+    rows are compared with the records that lie beside it.
     """
     if not path.exists():
         raise VerifyError(f"{path}: no such file or directory; expected one that dlrm-mlet wrote")
@@ -159,14 +162,38 @@ def _checkpoint(path: Path) -> str:
 
 def _table(path: Path) -> str:
     rows = results.read(path)
+    beside = _runs_beside(path)
+    for row in rows:
+        its = beside.get((row.arm, row.embedding_dim, row.seed, row.seconds, row.provenance["commit"]))
+        if its and (row.status, row.measures) not in its:
+            raise VerifyError(
+                f"{path}: {row.arm or 'the run'} k={row.inner_dim or '-'} d={row.embedding_dim} seed {row.seed} isn't "
+                "what its record beside the table says; call the sweep again, which writes the table from the records"
+            )
     commits = sorted({row.provenance["commit"] for row in rows})
     return f"{len(rows)} runs; commit {', '.join(commits) or 'unknown'}"
 
 
+def _runs_beside(table: Path) -> dict[tuple[Any, ...], list[tuple[str, dict[str, float]]]]:
+    """Status and measures of the runs whose records lie beside a table, by what tells one from others there."""
+    place = table.parent if table.parent.name == table.stem else table.with_name(table.stem)
+    found: dict[tuple[Any, ...], list[tuple[str, dict[str, float]]]] = {}
+    if place != table.parent and (place / table.name).exists():
+        return found  # they are of that table; this one is published, and of other runs
+    for path in place.rglob(record.FILE):
+        with contextlib.suppress(record.RecordError):  # told of for itself
+            run, parts = record.read(path.parent), path.relative_to(place).parts
+            if run is not None:
+                arm, d = parts[0] if len(parts) > 2 else "", run.config["model"]["embedding_dim"]
+                key = (arm, d, run.seed, round(run.seconds, 1), run.provenance.get("commit") or "")
+                found.setdefault(key, []).append((run.status, results.measured(run)))
+    return found
+
+
 def _is_table(path: Path) -> bool:
-    """Whether it is one of runs; those of spectra and of frequencies lie beside it."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return {"embedding_dim", "seed", "validation_auc"} <= set(file.readline().strip().split(","))
+    """Whether it is one of runs, whatever separates its columns; those of spectra and of frequencies lie beside it."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return {"embedding_dim", "seed", "validation_auc"} <= set(re.split("[,;\t]", file.readline().strip()))
 
 
 def _of_state(state: dict[str, Any]) -> str:

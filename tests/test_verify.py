@@ -12,6 +12,7 @@ from dlrm_mlet.serving.finished import export_bundle
 from dlrm_mlet.training import checkpoint
 from dlrm_mlet.training.run import train
 from dlrm_mlet.verify import VerifyError, verify
+from tests.sweeping.test_sweep import GRID
 from tests.training.test_run import stopped_at
 
 
@@ -103,6 +104,46 @@ def test_what_is_none_of_ours_is_said(tmp_path):
     (tmp_path / "thesis.txt").write_text("all of it")
     with pytest.raises(VerifyError, match="nothing that can be compared with what was written"):
         list(verify(tmp_path))
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("place", ["grid.csv", "grid/grid.csv"])
+@pytest.mark.parametrize("published", [False, True])
+def test_a_table_that_was_changed_by_hand_differs_from_the_records_beside_it(
+    place, published, clicks_directory, tmp_path
+):
+    """Once: whole, whatever its AUC said."""
+    path, out = tmp_path / "grid.toml", tmp_path / "results" / "grid"
+    path.write_text(GRID)
+    assert main(["sweep", str(path), "--data", str(clicks_directory), "--jobs", "2", "--out", str(out)]) == 0
+    table = out.parent / place
+    if place != "grid.csv":
+        out.with_suffix(".csv").rename(table)
+    elif published:  # of other runs than those in the directory, which have a table of their own
+        shutil.copy(out.with_suffix(".csv"), out / "grid.csv")
+    [found] = verify(table)
+    assert found.whole
+    assert found.said.startswith("6 runs")
+    cells = table.read_text().splitlines()[3].split(",")
+    at = table.read_text().splitlines()[0].split(",").index("test_auc")
+    table.write_text(table.read_text().replace(cells[at], "0.987654"))
+    [found] = verify(table)
+    assert found.whole == (published and place == "grid.csv")
+    if not found.whole:
+        assert f"{table}: mlet k=8 d=2 seed 0 isn't what its record beside the table says" in found.said
+
+
+def test_a_table_saved_by_a_spreadsheet_is_read_or_refused(tmp_path):
+    """Once: with semicolons it was passed over, and with a byte order mark it had no column arm."""
+    published = Path(__file__).parents[1] / "results" / "flights" / "narrow.csv"
+    text = published.read_text()
+    (tmp_path / "mark.csv").write_text(text, encoding="utf-8-sig")
+    (tmp_path / "semicolons.csv").write_text(text.replace(",", ";"))
+    (tmp_path / "tabs.csv").write_text(text.replace(",", "\t"))
+    mark, semicolons, tabs = verify(tmp_path)
+    assert mark.whole
+    assert not semicolons.whole and not tabs.whole
+    assert "expected the columns that a sweep writes, with commas between them" in semicolons.said
 
 
 def test_the_published_tables_are_whole():

@@ -73,7 +73,7 @@ def _read(path: Path) -> Table:
     if not path.exists():
         return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ResultsError(f"{path}: not a table: {error}; expected one that a sweep wrote") from None

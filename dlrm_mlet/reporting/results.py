@@ -185,12 +185,20 @@ def rows(runs: Runs) -> list[dict[str, str]]:
             _where(point, run, others)
             | {key: point.tuned.get(key, "") for key in tuned}
             | {"status": run.status}
-            | {name: _measure(run, name) for name in MEASURES}
+            | dict.fromkeys(MEASURES, "")
+            | measured(run)
             | {"steps": run.steps, "trained_parameters": size["trained"], "served_parameters": size["served"]}
             | {"trained_table_bytes": run.bytes["trained_tables"], "served_table_bytes": run.bytes["served_tables"]}
             | {"seconds": round(run.seconds, 1), **{key: where[key] or "" for key in ("device", "torch", "commit")}}
         )
     return [{name: _text(value) for name, value in row.items()} for row in found]
+
+
+def measured(run: Record) -> dict[str, float]:
+    """MEASURES of a run, as its row has them; none where it diverged, none of test where test wasn't read."""
+    splits = {split: measures for split, measures in (run.metrics or {}).items() if measures}
+    found = {f"{split}_{metric}": round(value, 6) for split, its in splits.items() for metric, value in its.items()}
+    return {name: found[name] for name in MEASURES if name in found}
 
 
 def read(path: Path) -> list[Row]:
@@ -211,14 +219,16 @@ def read(path: Path) -> list[Row]:
 
 
 def _read(path: Path, make: Callable[[dict[str, str]], T]) -> list[T]:
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         try:
             return [make(row) for row in reader]
         except (LookupError, ValueError, TypeError, AttributeError, csv.Error) as error:
             where = f"{path}:{reader.line_num}"
             why = f"no column {error}" if isinstance(error, KeyError) else repr(error)
-            raise ResultsError(f"{where}: not a run: {why}; expected the columns that a sweep writes") from None
+            raise ResultsError(
+                f"{where}: not a run: {why}; expected the columns that a sweep writes, with commas between them"
+            ) from None
 
 
 def as_row(row: dict[str, str]) -> Row:
@@ -266,12 +276,6 @@ def _measured(name: str, text: str) -> float:
     if not 0 <= value <= (1 if name.endswith("auc") else math.inf) or value == math.inf:
         raise ValueError(f"{name} = {text}")
     return value
-
-
-def _measure(run: Record, name: str) -> float | str:
-    split, _, metric = name.partition("_")
-    measured = (run.metrics or {}).get(split)
-    return round(measured[metric], 6) if measured else ""
 
 
 def _text(value: Any) -> str:
