@@ -467,13 +467,13 @@ def _report(options: argparse.Namespace) -> None:
     if dataset:
         out, datasets = out / dataset, [dataset]
         page = page or out / "claims.md"
+    drawn = [report(options.directory, options.out, dataset)]
+    if page:
+        drawn.append(reproduction.publish(options.directory, page, out, datasets))
     failed = []
-    for write in (
-        lambda: report(options.directory, options.out, dataset),
-        lambda: reproduction.publish(options.directory, page, out, datasets) if page else [],
-    ):
+    for written in drawn:
         try:
-            for path in write():
+            for path in written:
                 print(path)
         except ResultsError as error:  # the page of claims doesn't wait for a table that can't be drawn
             failed.append(str(error))

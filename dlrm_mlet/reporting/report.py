@@ -3,7 +3,7 @@
 import csv
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -41,11 +41,11 @@ BAR = "\\|"
 """In a cell of a Markdown table."""
 
 
-def report(directory: Path, out: Path | None = None, dataset: str | None = None) -> list[Path]:
+def report(directory: Path, out: Path | None = None, dataset: str | None = None) -> Iterator[Path]:
     """Draw every <dataset>/<experiment>.csv of `directory`, and its benchmarks; or those of one data set alone.
 
-    Returns what was written, beside the tables or in `out`. Raises ResultsError where a table can't be read,
-    FileNotFoundError where there is none.
+    Yields what was written, beside the tables or in `out`. Raises FileNotFoundError where there is no table, and
+    ResultsError where one can't be drawn, when all others are.
     """
     tables = [path for path in sorted(directory.glob("*/*.csv")) if not path.stem.endswith(results.COMPANIONS)]
     tables = [path for path in tables if path.stem != results.CLAIMS and dataset in (None, path.parent.name)]
@@ -53,27 +53,20 @@ def report(directory: Path, out: Path | None = None, dataset: str | None = None)
         raise FileNotFoundError(f"{directory / dataset}: no results; expected <experiment>.csv, as a sweep writes it")
     if not tables:
         raise FileNotFoundError(f"{directory}: no results; expected <dataset>/<experiment>.csv, as a sweep writes it")
-    written: list[Path] = []
+    works: list[tuple[Callable[[Path, Path], list[Path]], Path, Path]] = [(draw, path, path.parent) for path in tables]
+    for path in sorted(directory.glob("*/fair-fight-sgd-trials.csv")):
+        if dataset in (None, path.parent.name):
+            works.append((draw_rates, path.parent, path.parent))
+    for path in sorted(directory.glob("benchmarks/step-*.json")) if dataset is None else ():
+        works.append((draw_steps, path, path.parent))
     failed: list[str] = []
-    for table in tables:
+    for drawn, source, place in works:
         try:
-            written += draw(table, out / table.parent.name if out else table.parent)
-        except (ValueError, LookupError, ArithmeticError, RuntimeError) as error:  # the others are drawn all the same
-            failed.append(str(error) if isinstance(error, ResultsError) else f"{table}: {error!r}")
-    for trials in sorted(path.parent for path in directory.glob("*/fair-fight-sgd-trials.csv")):
-        if dataset in (None, trials.name):
-            try:
-                written += draw_rates(trials, out / trials.name if out else trials)
-            except ResultsError as error:
-                failed.append(str(error))
-    for timings in sorted(directory.glob("benchmarks/step-*.json")) if dataset is None else ():
-        try:
-            written += draw_steps(timings, out / "benchmarks" if out else timings.parent)
-        except ResultsError as error:
-            failed.append(str(error))
+            yield from drawn(source, out / place.name if out else place)
+        except (ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+            failed.append(str(error) if isinstance(error, ResultsError) else f"{source}: {error!r}")
     if failed:
         raise ResultsError(f"{len(failed)} couldn't be drawn, all others were:\n  " + "\n  ".join(failed))
-    return written
 
 
 def draw(table: Path, target: Path) -> list[Path]:

@@ -5,7 +5,7 @@ import csv
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -69,17 +69,16 @@ Outcomes = dict[str, Outcome]
 """Data set -> outcome, where there are records."""
 
 
-def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | None = None) -> list[Path]:
+def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | None = None) -> Iterator[Path]:
     """Write the page, the figures into `out`/claims, and `out`/claims.csv, from `directory`/<dataset>/*.csv.
 
-    `datasets`: those of the page; by default all of DATASETS. Returns what was written. Raises ResultsError where a
+    `datasets`: those of the page; by default all of DATASETS. Yields what was written. Raises ResultsError where a
     claim couldn't be judged, when all else is written.
     """
     names = list(DATASETS) if datasets is None else list(datasets)
     for name in names:
         _check_data(directory / name)
     judged = [(claim, judge(claim, directory, names)) for claim in (*CLAIMS, *QUESTIONS)]
-    written = []
     for claim, found in judged:
         drawn = {name: its.points for name, its in found.items() if its.points}
         if drawn:
@@ -87,21 +86,22 @@ def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | No
             (path.parent).mkdir(parents=True, exist_ok=True)
             figures.forest({name: _first_measure(its) for name, its in drawn.items()}, list(claim.groups),
                            MARGIN if claim.is_equality else None, claim.text, path)  # fmt: skip
-            written += figures.files(path)
+            yield from figures.files(path)
         if claim.figure is not None:
             for name in (name for name, its in found.items() if not its.refused):
                 path = out / FIGURES / f"{claim.name}-{name}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 claim.figure(Tables(directory / name), path)
-                written += figures.files(path)
+                yield from figures.files(path)
     with replacing(out / "claims.csv") as partial:
         partial.write_text(as_csv(judged), encoding="utf-8")
+    yield out / "claims.csv"
     with replacing(page) as partial:
         partial.write_text(text(judged, names, _link(page, out), _link(page, directory)), encoding="utf-8")
+    yield page
     refused = {its.said: None for _, found in judged for its in found.values() if its.refused}
     if refused:
         raise ResultsError("\n  ".join([f"{page}: some claims couldn't be judged, all else is there:", *refused]))
-    return [*written, out / "claims.csv", page]
 
 
 def _check_data(directory: Path) -> None:

@@ -67,7 +67,7 @@ def test_the_page_has_the_table_and_the_figure_of_each_data_set(tables, tmp_path
     claim = next(claim for claim in QUESTIONS if claim.name == "order")
     found = reproduction.judge(claim, tmp_path / "results", ["mine"])
     assert found["mine"].said == order.verdict(tables)
-    written = reproduction.publish(tmp_path / "results", tmp_path / "page.md", tmp_path / "drawn", ["mine"])
+    written = list(reproduction.publish(tmp_path / "results", tmp_path / "page.md", tmp_path / "drawn", ["mine"]))
     assert tmp_path / "drawn" / "claims" / "order-mine.svg" in written
     assert all(path.exists() for path in written)
     page = (tmp_path / "page.md").read_text()

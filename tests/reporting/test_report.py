@@ -70,7 +70,7 @@ def test_the_page_holds_means_spreads_and_counts(table):
 
 
 def test_the_same_results_give_the_same_bytes(table, tmp_path):
-    first, second = (report(table.parent.parent, tmp_path / name) for name in ("one", "two"))
+    first, second = (list(report(table.parent.parent, tmp_path / name)) for name in ("one", "two"))
     assert {path.name for path in first} == {"grid.md", "grid.png", "grid.svg"}
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes()
@@ -116,7 +116,7 @@ def test_the_claims_page_says_what_was_not_run_and_judges_the_rest(table, tmp_pa
     text += text.partition("\n")[2].replace("mlet,16", "mlet,64").replace("single", "other")
     for name in ("paper-grid", "fair-fight-sgd"):
         (mine / f"{name}.csv").write_text(text)
-    written = reproduction.publish(tmp_path / "results", tmp_path / "page.md", tmp_path / "drawn", ["mine"])
+    written = list(reproduction.publish(tmp_path / "results", tmp_path / "page.md", tmp_path / "drawn", ["mine"]))
     page = (tmp_path / "page.md").read_text()
     assert "(#a-single-layer-gets-better-with-d-figure-1) | mine | shown | shown | 4 / 0 / 0 |" in page
     assert "(#mlet-beats-the-single-layer-at-the-same-d-figures-2-and-3) | mine | shown | shown | 8 / 0 / 0 |" in page
@@ -255,7 +255,7 @@ def test_the_best_at_equal_bytes_is_told_by_the_tables_that_are_there(tmp_path, 
 def test_a_damaged_table_is_named_by_line(table, change, line):
     table.write_text(table.read_text().replace(*change))
     with pytest.raises(ResultsError, match=rf"grid\.csv:{line}: not a run"):
-        report(table.parent.parent)
+        list(report(table.parent.parent))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_what_another_sweep_or_a_damage_left_is_named_and_not_drawn(table, name,
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
     with pytest.raises(ResultsError, match=message):
-        report(table.parent.parent)
+        list(report(table.parent.parent))
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-0.1", "1.1"])
@@ -294,7 +294,7 @@ def test_an_auc_that_can_not_be_is_refused(table, value):
 
 def test_without_results_there_is_nothing_to_draw(tmp_path):
     with pytest.raises(FileNotFoundError, match="no results; expected"):
-        report(tmp_path)
+        list(report(tmp_path))
 
 
 def test_without_test_metrics_a_page_is_drawn_with_dashes(table):
@@ -392,7 +392,7 @@ def test_the_law_of_the_step_mixes_no_two_models_and_no_two_rates(tmp_path):
 def test_a_table_of_batch_sizes_alone_is_no_law_and_no_error(tmp_path):
     _with_settings(tmp_path / "clicks" / "batch-size.csv", [("single", "", 8, size, "", 0.7) for size in ("50", "100")])
     page = tmp_path / "claims.md"
-    reproduction.publish(tmp_path, page, tmp_path, ["clicks"])
+    list(reproduction.publish(tmp_path, page, tmp_path, ["clicks"]))
     assert "has one rate, 0.2 at batch 128, for everything: 0.0016 per row. Not run yet." in page.read_text()
 
 
@@ -478,7 +478,7 @@ def test_what_can_not_be_judged_says_so_on_the_page_beside_all_else(tmp_path):
     with pytest.raises(
         ResultsError, match=r"claims\.md: some claims couldn't be judged, all else is there:\n  can't be"
     ):
-        reproduction.publish(tmp_path, page, tmp_path, ["clicks"])
+        list(reproduction.publish(tmp_path, page, tmp_path, ["clicks"]))
     assert "| at the paper's rate | d=2 to 4 | validation auc | +0.0200 |" in page.read_text()
     assert "**clicks: can't be judged: " in page.read_text()
 
@@ -507,8 +507,8 @@ def test_pairs_without_a_seed_in_common_are_no_pairs(tmp_path, table):
     kept = [line for line in lines[1:] if (line.startswith("mlet") and ",16,2," in line) == (line.split(",")[3] == "0")]
     path = table.with_name("paper-grid.csv")
     path.write_text("\n".join([lines[0], *kept]) + "\n")
-    report(table.parent.parent)
-    reproduction.publish(table.parent.parent, tmp_path / "claims.md", tmp_path, ["clicks"])
+    list(report(table.parent.parent))
+    list(reproduction.publish(table.parent.parent, tmp_path / "claims.md", tmp_path, ["clicks"]))
     assert "d=2 to 4" in (tmp_path / "claims.md").read_text()
 
 
@@ -590,7 +590,10 @@ def test_a_table_that_can_not_be_drawn_does_not_stop_the_others(table):
     for name in ("grid", "paper-grid"):
         (odd / f"{name}.csv").write_text("\n".join([lines[0], *lost]) + "\n")
     (table.parent / "bad.csv").write_text(lines[0] + "\nnonsense\n")
+    told = []
     with pytest.raises(ResultsError, match=r"1 couldn't be drawn, all others were:\n  .*bad\.csv:2: not a run"):
-        report(table.parent.parent)
-    drawn = {path.relative_to(table.parent.parent).as_posix() for path in table.parent.parent.rglob("*.md")}
-    assert drawn == {"clicks/grid.md", "cli$cks/mle$t.md", "cli$cks/grid.md", "cli$cks/paper-grid.md"}
+        told.extend(report(table.parent.parent))
+    drawn = {path for path in table.parent.parent.rglob("*") if path.suffix in (".md", ".png", ".svg")}
+    pages = {path.relative_to(table.parent.parent).as_posix() for path in drawn if path.suffix == ".md"}
+    assert pages == {"clicks/grid.md", "cli$cks/mle$t.md", "cli$cks/grid.md", "cli$cks/paper-grid.md"}
+    assert set(told) == drawn
