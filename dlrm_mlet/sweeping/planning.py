@@ -21,7 +21,7 @@ from dlrm_mlet.training import checkpoint, device, record
 from dlrm_mlet.training.device import CPU, USABLE
 from dlrm_mlet.training.model import build, served
 from dlrm_mlet.training.record import Record
-from dlrm_mlet.training.run import KEPT, Memory, memory_needed, memory_of, steps_of
+from dlrm_mlet.training.run import KEPT, Memory, check_schema, memory_needed, memory_of, steps_of
 from dlrm_mlet.training.together import can_train_together
 
 PROCESS = 430 << 20
@@ -174,13 +174,16 @@ def plan_of(experiment: Experiment, data: Path, out: Path, devices: Devices, eng
     """What the runs take that have no record in `out`, by the sizes of the data set in `data`; changes nothing.
 
     Where the data set isn't there and is a built-in one, its published sizes are taken. With the engine "torchrec" the
-    one run is spread over all devices. Raises ColumnsError where no sizes are known, RecordError where a record in
-    `out` is another run's, DurationError for figures that can't be read, PlanError for a grid with TorchRec.
+    one run is spread over all devices. Raises ColumnsError where no sizes are known, TrainingError where they are of
+    another data set, ConfigError where tables can't have its multi-valued columns, RecordError where a record in `out`
+    is another run's, DurationError for figures that can't be read, PlanError for a grid with TorchRec.
     """
     if engine == "torchrec" and len(experiment.points) > 1:
         raise PlanError(f"{experiment.path}: {len(experiment.points)} points; expected one with --engine torchrec")
     published = experiment.dataset in BUILT_IN and not (data / "schema.json").exists()
     schema = _published(experiment.dataset) if published else schemas.load(data / "schema.json")
+    for point in experiment.points:
+        check_schema(point.config, schema)
     records = _records(experiment, out, None if published else schema)
     figures = durations.from_records([point.config for point in experiment.points], records, devices.name)
     measured = "this experiment's own records" if figures else None

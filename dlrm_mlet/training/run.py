@@ -130,14 +130,19 @@ def check_device(config: Config, schema: Schema, device: torch.device, seeds: in
         )
 
 
-def check_data(config: Config, columns: Columns) -> None:
-    """Raises TrainingError where the columns are of another data set, or have one label alone to learn or choose by.
+def check_schema(config: Config, schema: Schema) -> None:
+    """Raises TrainingError where the columns are of another data set.
 
     ConfigError where the model's tables can't have its multi-valued columns.
     """
-    if columns.schema.dataset != config.dataset:
-        raise TrainingError(f"the columns are of {columns.schema.dataset}; expected {config.dataset}, as in the config")
-    check_tables(config.model, any(columns.schema.pooling))
+    if schema.dataset != config.dataset:
+        raise TrainingError(f"the columns are of {schema.dataset}; expected {config.dataset}, as in the config")
+    check_tables(config.model, any(schema.pooling))
+
+
+def check_data(config: Config, columns: Columns) -> None:
+    """As check_schema; and raises TrainingError where the columns have one label alone to learn or choose by."""
+    check_schema(config, columns.schema)
     for split in ("train", "validation"):
         if why := columns.lacks_a_label(split):
             raise TrainingError(f"{columns.schema.dataset}: {why}; expected both labels: preprocess with another split")

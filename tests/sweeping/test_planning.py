@@ -26,9 +26,10 @@ from dlrm_mlet.sweeping.sweep import sweep
 from dlrm_mlet.sweeping.tuning import tune
 from dlrm_mlet.toml import ConfigError
 from dlrm_mlet.training.device import USABLE, describe
-from dlrm_mlet.training.run import CURVE, train
+from dlrm_mlet.training.run import CURVE, TrainingError, train
 from dlrm_mlet.verify import verify
 from tests.sweeping.test_sweep import CPU, GRID
+from tests.training.test_bags import write_bags
 
 PROCESSOR = Devices(2, "cpu", 1 << 40)
 GPUS = Devices(8, "cuda", 1 << 40)
@@ -62,6 +63,16 @@ def test_criteos_grid_leaves_400_gb_by_arithmetic():
     shown = text(plan)
     assert 'disk, keep = "all", as it is: 406 GB at most, 405 GB at the end' in shown
     assert "125 runs, 125 of them missing; table sizes: published, as not-there isn't there" in shown
+
+
+def test_what_a_sweep_would_refuse_of_the_data_set_is_not_planned(clicks_directory, tmp_path):
+    """Once: rivals on multi-valued columns were planned, and refused by the sweep."""
+    model = ModelConfig(4, (16,), (32,), tables="hashed")
+    hashed = Experiment(tmp_path / "one.toml", "bags", (0,), (Point("", {}, Config("bags", model)),))
+    with pytest.raises(ConfigError, match='"hashed": has no multi-valued columns'):
+        plan_of(hashed, write_bags(tmp_path), tmp_path / "out", PROCESSOR)
+    with pytest.raises(TrainingError, match="the columns are of clicks; expected bags"):
+        plan_of(hashed, clicks_directory, tmp_path / "out", PROCESSOR)
 
 
 @pytest.mark.parametrize("name", datasets.BUILT_IN)
