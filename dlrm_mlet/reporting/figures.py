@@ -164,10 +164,11 @@ def _limit(ax: Axes, curves: Sequence[Curve], measure: str) -> None:
     margin = 0.05 * (high - low) or 0.001
     low, high = low - margin, high + margin
     ax.set_ylim(low, high)
-    for d, values in points:
-        for outside, edge, mark in ((min(values) < low, low, "v"), (max(values) > high, high, "^")):
-            if outside:
-                ax.plot([d], [edge], mark, color="0.4", markersize=7, clip_on=False, zorder=5)
+    beyond = {(d, low, "v") for d, values in points if min(values) < low}
+    beyond |= {(d, high, "^") for d, values in points if max(values) > high}
+    for i, (d, edge, mark) in enumerate(sorted(beyond)):
+        label = None if i else "a seed beyond the edge"
+        ax.plot([d], [edge], mark, color="0.4", markersize=7, clip_on=False, zorder=5, label=label, linestyle="")
 
 
 def over_bytes(rows: Sequence[Row], name: str, path: Path) -> None:
