@@ -33,7 +33,7 @@ PLAIN = ("paper-grid", "controls", "mechanism", "depth", "narrow", "rivals")
 RIVALS = {PAPER: "rivals", TUNED: "rivals-tuned"}
 """The tables that have ways to small tables other than MLET."""
 CONTROLS = {
-    "single layer, rate x4 (k/16)": "single-rate-x4",
+    "single layer, rate x4": "single-rate-x4",
     "single layer, MLET's start": "single-starts-as-mlet",
     "single layer, both": "single-rate-x4-starts-as-mlet",
 }

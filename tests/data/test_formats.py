@@ -81,7 +81,7 @@ spoil = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(good_row, min_size=14, max_size=24),
     spoiled=st.lists(spoil, max_size=1),

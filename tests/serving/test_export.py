@@ -157,7 +157,13 @@ def test_what_is_no_onnx_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("how", "bits", "row"), [(None, 32, 4 * 4), ("int8", 8, 4 + 2), ("int4", 4, 2 + 2), ("fp16", 16, 4 * 2)]
+    ("how", "bits", "row"),
+    [
+        (None, 32, 4 * 4),
+        ("int8", 8, 4 + 2),
+        pytest.param("int4", 4, 2 + 2, marks=pytest.mark.thorough),
+        pytest.param("fp16", 16, 4 * 2, marks=pytest.mark.thorough),
+    ],
 )
 def test_a_runs_model_is_exported_with_its_scores(run, clicks, clicks_directory, tmp_path, how, bits, row, capsys):
     report = export_served(checkpoint.load(run / checkpoint.FILE), clicks_directory, tmp_path / "m.onnx", bits)

@@ -219,6 +219,7 @@ def test_no_worker_outlives_its_sweep(clicks_directory, tmp_path, number):
         assert "Traceback" not in errors
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_run_that_can_not_be_made_does_not_stop_the_others(clicks_directory, tmp_path, capsys):
     path, out = tmp_path / "grid.toml", tmp_path / "out"
     path.write_text(GRID)
