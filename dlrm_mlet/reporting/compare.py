@@ -33,8 +33,9 @@ def compare(better: str, base: str) -> str:
     if not gains:
         raise ResultsError(f"{better}, {base}: no d and seed in common; expected runs that can be paired")
     lines = [
-        f"{better} over {base}: mean difference, paired by seed; positive is better; intervals hold jointly (Holm)", "",
-        "| d | measure | difference | std | 95 % interval | n |", "|---|---|---|---|---|---|",
+        f"{better} over {base}: mean difference, paired by seed; positive is better; "
+        "which lie above or below 0 holds jointly (Holm), and an interval is at the level of its own test", "",
+        "| d | measure | difference | std | interval | n |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for (_, d, measure), gain in jointly(gains).items():
         lines.append(

@@ -188,12 +188,15 @@ def shrink_factors(curve: Curve, single: Curve, measure: str) -> dict[int, tuple
 
 def paired_gains(better: Sequence[Row], base: Sequence[Row], measure: str) -> list[float]:
     """How much better the first runs are than the second, seed by seed where both have one; positive is better."""
+    return list(gains_by_seed(better, base, measure).values())
+
+
+def gains_by_seed(better: Sequence[Row], base: Sequence[Row], measure: str) -> dict[int, float]:
+    """The same, by the seed."""
     sign = 1 if measure.endswith("auc") else -1
     known: Mapping[int, float] = {row.seed: row.measures[measure] for row in base if measure in row.measures}
-    pairs = [
-        (row.measures[measure], known[row.seed]) for row in better if row.seed in known and measure in row.measures
-    ]
-    return [sign * (mine - other) for mine, other in pairs]
+    mine = {row.seed: row.measures[measure] for row in better if row.seed in known and measure in row.measures}
+    return {seed: sign * (value - known[seed]) for seed, value in mine.items()}
 
 
 def gains(curve: Curve, single: Curve, d: int, measure: str) -> list[float]:

@@ -115,7 +115,7 @@ def _curves(ax: Axes, curves: Sequence[Curve], measure: str) -> None:
 def forest(
     found: Mapping[str, Sequence[Point]], groups: Sequence[str], margin: float | None, title: str, path: Path
 ) -> None:
-    """A claim's differences with joint intervals, a row a point and a panel a data set; groups by colour and mark.
+    """A claim's differences with their intervals, a row a point and a panel a data set; groups by colour and mark.
 
     The range is that of the means and of usual intervals: one that is far wider runs out at the edge. `margin` is
     shaded: within it, differences count as none.

@@ -1,4 +1,4 @@
-"""What a claim is judged by: tables of results, paired differences that hold jointly, and a rule for the verdict."""
+"""What a claim is judged by: tables of results, paired differences, and verdicts that hold jointly."""
 
 import contextlib
 import math
@@ -32,7 +32,7 @@ class Point(NamedTuple):
     name: str
     measure: str
     gain: Difference
-    """With an interval that holds jointly with those of the claim's other points on the data set."""
+    """With an interval at its level among the claim's points on the data set: see jointly."""
     sources: tuple[str, ...]
     """The tables it is read from."""
 
@@ -131,14 +131,14 @@ def levels(curves: Sequence[Curve], measure: str) -> list[list[str]]:
 
 
 def points(claim: Claim, tables: Tables) -> list[Point]:
-    """All comparisons of a claim that a data set has records for; their intervals hold jointly."""
+    """All comparisons of a claim that a data set has records for, whose verdicts hold jointly."""
     found: dict[tuple[str, str, str], Sequence[float]] = {}
     for name, group in claim.groups.items():
         try:
             found |= {(name, *key): values for key, values in group.gains(tables).items() if values}
         except FileNotFoundError:
             continue
-    joint = jointly(found)
+    joint = jointly(found, claim.is_equality)
     return [Point(*key, gain, claim.groups[key[0]].experiments) for key, gain in joint.items()]
 
 
@@ -151,11 +151,16 @@ def was_run(claim: Claim, tables: Tables) -> bool:
     return False
 
 
-def jointly(found: Mapping[tuple[str, str, str], Sequence[float]]) -> dict[tuple[str, str, str], Difference]:
-    """The differences, with intervals by Holm's step-down procedure (Holm, 1979): all hold at once in 95 % of cases.
+def jointly(
+    found: Mapping[tuple[str, str, str], Sequence[float]], is_equality: bool = False
+) -> dict[tuple[str, str, str], Difference]:
+    """The differences, with intervals whose verdicts hold jointly: that one of them is wrong has a chance of 5 %.
 
-    The i-th smallest of m p-values (Student's t, paired) is compared with 0.05 / (m - i), i from 0. An interval has the
-    level at which its point was compared, or where an earlier one already wasn't rejected, that one's.
+    By Holm's step-down procedure (Holm, 1979): the i-th smallest of m p-values (Student's t, paired) is compared with
+    0.05 / (m - i), i from 0. An interval has the level at which its point was compared, or where an earlier one already
+    wasn't rejected, that one's, so that it lies on one side of 0 where the point is decided. These levels fall from
+    1 - 0.05 / m to 95 % at most: that all intervals hold at once is a little less sure. Where a claim is that there is
+    no difference, which no such p-value decides, all intervals have the first level (Bonferroni).
     """
     alone = {key: difference(values) for key, values in found.items()}
     p_values = {key: _p_value(values, alone[key]) for key, values in found.items()}
@@ -164,7 +169,7 @@ def jointly(found: Mapping[tuple[str, str, str], Sequence[float]]) -> dict[tuple
     for i, key in enumerate(sorted(p_values, key=p_values.__getitem__)):
         if going_on:
             level = (1 - CONFIDENCE) / (len(p_values) - i)
-            going_on = p_values[key] <= level
+            going_on = p_values[key] <= level and not is_equality
         joint[key] = difference(found[key], 1 - level)
     return {key: joint[key] for key in found}
 
@@ -204,7 +209,7 @@ def count(claim: Claim, found: Sequence[Point]) -> Counts:
 
 
 def verdict(claim: Claim, found: Sequence[Point]) -> str:
-    """Shown, opposite shown, or not decided: then with the widest interval's half, above which it would have been."""
+    """Shown, opposite shown, or not decided: with the widest interval's half, beyond which a mean decides."""
     counts = count(claim, found)
     if claim.some and counts.support:
         return f"shown at {counts.support} of {len(found)}"

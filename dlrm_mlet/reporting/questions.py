@@ -1,13 +1,24 @@
 """What the paper leaves open: how much of the gain is MLET's own, by which optimizer and model, and what else is."""
 
+import contextlib
 import functools
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dlrm_mlet.config import TrainingConfig
+from dlrm_mlet.extras import needs
 from dlrm_mlet.reporting import figures, order, results, step_law
-from dlrm_mlet.reporting.curves import by_bytes, make_curves, pareto, spread
+from dlrm_mlet.reporting.curves import (
+    Curve,
+    by_bytes,
+    gains_by_seed,
+    make_curves,
+    paired_gains,
+    pareto,
+    spread,
+)
 from dlrm_mlet.reporting.judging import (
     AUC,
     PAPER,
@@ -22,6 +33,9 @@ from dlrm_mlet.reporting.judging import (
     paired,
 )
 from dlrm_mlet.training.evaluation import THIRDS
+
+with needs("reporting"):
+    from scipy import stats
 
 LAW = "batch-size"
 """The experiment of the law of the step."""
@@ -49,6 +63,7 @@ FIGHTS = {
     "dcnv2-adam": "DCN-V2, Adam, batch 512",
     "autoint-adam": "AutoInt, Adam, batch 512",
 }
+DLRM = tuple(name for name in FIGHTS if name.startswith("fair-fight"))
 BY_ROW = (
     " Adam moves all n x k numbers at each step. On receipts, but for DeepFM at d = 4, rows of the largest table make "
     "the same steps when a batch reads them, which takes less time."
@@ -91,11 +106,56 @@ def _fight(tables: Tables, experiment: str) -> Gains:
 
 def _fight_table(tables: Tables, experiment: str) -> list[list[str]]:
     sides = (tables.curve(experiment, "single"), tables.mlet(experiment))
-    rows = levels(sides, TEST_AUC)
-    took = {(side.label, str(d)): f"{statistics.median(row.seconds for row in found):.1f}"
-            for side in sides for d, found in side.points.items()}  # fmt: skip
-    head = ["model", "d", "n", "diverged", "test AUC, mean", "std", "s a run, median"]
-    return [head, *([*row, took.get((row[0], row[1]), "–")] for row in rows)]
+    try:
+        trials = tables.rows(f"{experiment}-trials")
+    except FileNotFoundError:  # not kept
+        trials = []
+    found = [["model", "d", "n", "diverged", "test AUC, mean", "std", "settings tried", "s a run, median", "on"]]
+    for side in sides:
+        for row in levels([side], TEST_AUC):
+            runs = side.points.get(d := int(row[1]), [])
+            tried = {tuple(trial.tuned.values()) for trial in trials
+                     if (trial.arm, trial.inner_dim, trial.embedding_dim) == (side.arm, side.inner_dim, d)}  # fmt: skip
+            took = f"{statistics.median(run.seconds for run in runs):.1f}" if runs else "–"
+            where = "; ".join(dict.fromkeys(run.provenance["device"] for run in runs))
+            found.append([*row, str(len(tried) or "–"), took, where or "–"])
+    return found
+
+
+def _all_fights(tables: Tables) -> Gains:
+    """MLET's gain at each d and at all, of each seed the mean over DLRM's fights."""
+    found: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for mlet, single, _ in _fights(tables, DLRM):
+        for d in mlet.points.keys() & single.points.keys():
+            for seed, gain in gains_by_seed(mlet.points[d], single.points[d], TEST_AUC).items():
+                for name in (f"d={d}", "all d"):
+                    found.setdefault((name, TEST_AUC), {}).setdefault(seed, []).append(gain)
+    return {key: [statistics.fmean(its) for its in found[key].values()] for key in sorted(found, key=_by_d)}
+
+
+def _by_d(key: tuple[str, str]) -> float:
+    d = key[0].removeprefix("d=")
+    return int(d) if d.isdigit() else math.inf
+
+
+def _half_as_wide(tables: Tables) -> Gains:
+    found: dict[tuple[str, str], list[float]] = {}
+    for mlet, single, text in _fights(tables, FIGHTS):
+        for d in mlet.points:
+            if gains := paired_gains(mlet.points[d], single.points.get(2 * d, []), TEST_AUC):
+                found[f"{text}, d={d} over {2 * d}", TEST_AUC] = gains
+    return found
+
+
+def _fights(tables: Tables, names: Iterable[str]) -> list[tuple[Curve, Curve, str]]:
+    """MLET and the single layer of each that was run. Raises FileNotFoundError where none was."""
+    found = []
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            found.append((tables.mlet(name), tables.curve(name, "single"), FIGHTS[name]))
+    if not found:
+        raise FileNotFoundError("no fair fight")
+    return found
 
 
 def _over_plain(tables: Tables) -> Gains:
@@ -142,11 +202,27 @@ def _law_figure(tables: Tables, path: Path) -> None:
 
 
 def _failures_table(tables: Tables) -> list[list[str]]:
-    points: dict[tuple[str, int], dict[int, float | None]] = {}
-    found = [name for name in PLAIN if (tables.directory / f"{name}.csv").exists()]
-    if not found:
-        raise FileNotFoundError("no table of runs at the paper's rate")
-    for experiment in found:
+    table = [["learning rates", "model", f"diverged, or more than {LATE} below the median", "of runs"]]
+    for rates, found in ((PAPER, _at_papers_rate(tables)), (TUNED, _at_their_best(tables))):
+        ks = sorted({int(inner_dim) for inner_dim, _ in found if inner_dim})
+        single = [list(seeds.values()) for (inner_dim, _), seeds in found.items() if not inner_dim]
+        mlet = [list(seeds.values()) for (inner_dim, _), seeds in found.items() if inner_dim]
+        if single and mlet:
+            for name, mine in (("single layer", single), (f"MLET, k = {', '.join(map(str, ks))}", mlet)):
+                table.append([rates, name, str(sum(map(_failed, mine))), str(sum(map(len, mine)))])
+    if len(table) < 3:
+        raise FileNotFoundError("no runs of both, at the paper's rate or tuned")
+    return table
+
+
+Seeds = dict[int, float | None]
+"""Validation AUC by the seed; None where it diverged."""
+
+
+def _at_papers_rate(tables: Tables) -> dict[tuple[str, object], Seeds]:
+    """The points of all tables, by k; those of one k and d are one, whichever table they are in."""
+    points: dict[tuple[str, object], Seeds] = {}
+    for experiment in (name for name in PLAIN if (tables.directory / f"{name}.csv").exists()):
         for curve in make_curves(tables.rows(experiment)):
             is_mlet = curve.arm == "mlet" and curve.inner_dim.isdigit() and experiment != "narrow"
             its = tables.curve(experiment, curve.arm, curve.inner_dim) if curve.single or is_mlet else None
@@ -154,15 +230,18 @@ def _failures_table(tables: Tables) -> list[list[str]]:
                 if its and row.series == its.series:
                     seeds = points.setdefault((row.inner_dim, row.embedding_dim), {})
                     seeds[row.seed] = row.measures.get(AUC)
-    ks = sorted({int(inner_dim) for inner_dim, _ in points if inner_dim})
-    table = [["model", f"diverged, or more than {LATE} below the median", "of runs"]]
-    for name, is_mlet in (("single layer", False), (f"MLET, k = {', '.join(map(str, ks))}", True)):
-        mine = [list(seeds.values()) for (inner_dim, _), seeds in points.items() if bool(inner_dim) == is_mlet]
-        if mine:
-            table.append([name, str(sum(map(_failed, mine))), str(sum(map(len, mine)))])
-    if len(table) < 3:
-        raise FileNotFoundError("no runs of both at the paper's rate")
-    return table
+    return points
+
+
+def _at_their_best(tables: Tables) -> dict[tuple[str, object], Seeds]:
+    """The points of DLRM's fair fights."""
+    points: dict[tuple[str, object], Seeds] = {}
+    for experiment in (name for name in DLRM if (tables.directory / f"{name}.csv").exists()):
+        for row in tables.rows(experiment):
+            if row.single or (row.arm == "mlet" and row.inner_dim.isdigit()):
+                seeds = points.setdefault((row.inner_dim, (experiment, row.embedding_dim)), {})
+                seeds[row.seed] = row.measures.get(AUC)
+    return points
 
 
 def _failed(values: Sequence[float | None]) -> int:
@@ -173,8 +252,15 @@ def _failed(values: Sequence[float | None]) -> int:
 
 
 def _failures(tables: Tables) -> str:
-    _, single, mlet = _failures_table(tables)
-    return f"single layer {single[1]} of {single[2]} runs, MLET {mlet[1]} of {mlet[2]}"
+    _, *rows = _failures_table(tables)
+    said = []
+    for single, mlet in zip(rows[::2], rows[1::2], strict=True):
+        (a, of), (b, of_mlet) = ((int(row[2]), int(row[3])) for row in (single, mlet))
+        p = stats.fisher_exact([[a, of - a], [b, of_mlet - b]]).pvalue
+        said.append(
+            f"{single[0]} single layer {a} of {of} runs, MLET {b} of {of_mlet} (Fisher's exact test, p = {p:.2g})"
+        )
+    return "; ".join(said)
 
 
 def _front_table(tables: Tables) -> list[list[str]]:
@@ -224,14 +310,31 @@ QUESTIONS = (
          "the single layer's start": Group(("controls",), functools.partial(
              _over_single, arm="mlet-starts-as-single"))},
     ),
+    Claim(
+        "all-fights",
+        "The fair fights of DLRM, all together",
+        "compares both at one learning rate.",
+        "MLET over the single layer on test, each with its own best rates. Of each seed the mean is taken over the "
+        "points of the fights below that both sides finished; the interval is over the seeds.",
+        {TUNED: Group(DLRM, _all_fights)},
+    ),
+    Claim(
+        "half-as-wide",
+        "Once tuned, is MLET better than a single layer twice as wide?",
+        "says that d can be 4 to 8 times smaller.",
+        "MLET at d over the single layer at 2d on test, in all fights below. Where it is the opposite, no half of the "
+        "width is saved; where neither is decided, half may be.",
+        {TUNED: Group(tuple(FIGHTS), _half_as_wide)},
+    ),
     *(
         Claim(
             name,
             f"The fair fight: {text}",
             "compares both at one learning rate.",
             "MLET over the single layer on test, each with its own best rates of the tables and of the rest, chosen on "
-            "validation with the same number of trials; fresh seeds."
-            + ("" if name.startswith("fair-fight") else BY_ROW),
+            "validation: the same number of trials at least, and on until no neighbour of the best is untried; fresh "
+            "seeds."
+            + ("" if name in DLRM else BY_ROW),
             {TUNED: Group((name,), functools.partial(_fight, experiment=name))},
             table=functools.partial(_fight_table, experiment=name), experiments=(name,),
         )
@@ -245,12 +348,12 @@ QUESTIONS = (
             "MLET over MLET with W2 frozen, both with rates of their own.",
             {TUNED: Group((name,), functools.partial(_training_w2, experiment=name, frozen="frozen"))},
         )
-        for name, text in FIGHTS.items() if not name.startswith("fair-fight")
+        for name, text in FIGHTS.items() if name not in DLRM
     ),
     Claim(
         "deepfm-controls",
         "What decides MLET's gain in DeepFM?",
-        "does not ask; its authors say later that rare ids borrow from the W2 that all rows of a table share.",
+        "does not ask; its authors say later (arXiv:2309.15881) that rare ids borrow from the W2 that all rows share.",
         "Gains over the plain table of the same d, each with rates of its own. LogLoss on train is over all training "
         "rows at the end; the effective rank (1 to d) of W is the mean of the tables that MLET has. AUC by how rare a "
         "row's rarest id is, in thirds of validation.",
@@ -271,8 +374,9 @@ QUESTIONS = (
         "failures",
         "Does MLET fail less often?",
         "sees run-to-run variation.",
-        f"Runs at the paper's rate that end more than {LATE} below the median validation AUC of their point.",
-        {}, table=_failures_table, verdict=_failures, experiments=PLAIN,
+        f"Runs that end more than {LATE} below the median validation AUC of their point, or diverge; tuned, those of "
+        "DLRM's fair fights. Products of more layers or with k below 16 aren't among them.",
+        {}, table=_failures_table, verdict=_failures, experiments=(*PLAIN, *DLRM),
     ),
     Claim(
         "rivals",
@@ -285,7 +389,7 @@ QUESTIONS = (
     Claim(
         "order",
         "Does the order of the methods change once each has its own rate?",
-        "compares with a single layer alone. CAFE (2024) gives all methods one rate, and each one seed.",
+        "compares with a single layer alone. CAFE (Zhang et al., SIGMOD 2024) gives all one rate, and each one seed.",
         "CAFE's protocol (SGD, 0.1 for all parameters, batch 128, d = 16) with five seeds in place of one, beside the "
         "same points at their own table rates. Kendall's tau is 1 where two orders agree, 0 where they have nothing in "
         "common. Ranks are among methods of about the same served bytes.",

@@ -191,12 +191,15 @@ def markdown(rows: Sequence[Row], curves: Sequence[Curve], name: str, source: st
     """The table of all points with mean ± standard deviation and n, and what a reader wants to know of the curves."""
     seconds = sum(row.seconds for row in rows) / 60
     where = sorted({f"{row.provenance['device']}, torch {row.provenance['torch']}" for row in rows})
+    changed = sum(row.provenance["commit"].endswith("+") for row in rows)
     lines = [
         f"# {name}",
         "",
         f"Drawn from [{source}]({quote(source)}) by `make figures`. {len(rows)} runs, {seconds:.0f} core-minutes of "
-        f"training on {'; '.join(where)}. Mean ± sample standard deviation over n seeds; d is the dimension that is "
-        "served, k the inner dimension that is trained.",
+        f"training on {'; '.join(where)}."
+        + (f" {changed} of them are of checkouts with uncommitted changes." if changed else "")
+        + " Mean ± sample standard deviation over n seeds; d is the dimension that is served, k the inner dimension "
+        "that is trained.",
         "",
         *_points_table(curves),
     ]

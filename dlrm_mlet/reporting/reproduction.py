@@ -29,17 +29,19 @@ DATASETS = {
 INTRODUCTION = f"""\
 # What the paper claims, and what came out
 
-Drawn by `dlrm-mlet report` from the tables in results/ alone; every difference is a row of claims.csv. A
-point is a mean of differences that are paired by seed, positive being better, with its 95 % confidence interval
-(Student's t); those of a claim hold jointly on each data set (Holm's procedure). *Shown*: the whole interval lies above
-0; *opposite shown*: below; *not decided (±x)*: neither, and a difference above x, half the widest interval of a
-measure, would have been seen. A claim of no difference is shown where the interval lies within ±{MARGIN} AUC, the
-opposite where it lies outside. The counts are points for, against and open. Choices are made on validation, and test
-was read once.
+Drawn by `dlrm-mlet report` from the tables in results/ alone; every difference is a row of claims.csv. A point is a
+mean of differences that are paired by seed, positive being better. The verdicts of a claim hold jointly on each data
+set: that one of them is wrong has a chance of 5 % (Student's t, Holm's procedure). An interval is at the level at which
+its point was tested, 95 % or more, so that it agrees with the verdict; that all intervals of a claim hold at once is a
+little less sure. *Shown*: the whole interval lies above 0; *opposite shown*: below; *not decided (±x)*: neither, and a
+mean beyond x, half the widest interval of a measure, would have been. A claim of no difference is shown where the
+interval (95 % for all at once) lies within ±{MARGIN} AUC, the opposite where it lies outside. The counts are points
+for, against and open. Choices are made on validation, and test was read once. docs/terms.md explains the words.
 """
 ELSEWHERE = {
     "equation-6": ("python scripts/equation_6.py", "linear/equation-6.csv"),
     "step-cpu": ("make benchmark", "benchmarks/step-cpu.md"),
+    "step-cuda": ("dlrm-mlet benchmark --device cuda", "benchmarks/step-cuda.md"),
 }
 """Command and records of what isn't a sweep's."""
 COLUMNS = ("claim", "dataset", "group", "point", "measure", "mean", "std", "low", "high", "n", "tables")
@@ -142,9 +144,13 @@ def judge(claim: Claim, directory: Path, datasets: Sequence[str]) -> Outcomes:
 
 def _once(claim: Claim, found: Outcomes) -> Outcomes:
     """What isn't of a data set at all is there once."""
-    if set(claim.experiments) and set(claim.experiments) <= set(ELSEWHERE):
+    if _is_elsewhere(claim):
         return dict(list(found.items())[:1])
     return found
+
+
+def _is_elsewhere(claim: Claim) -> bool:
+    return bool(claim.experiments) and set(claim.experiments) <= set(ELSEWHERE)
 
 
 def as_csv(judged: Sequence[tuple[Claim, Outcomes]]) -> str:
@@ -157,7 +163,8 @@ def as_csv(judged: Sequence[tuple[Claim, Outcomes]]) -> str:
                 numbers = [f"{value:.6f}" if math.isfinite(value) else ""
                            for value in (gain.mean, gain.std, gain.low, gain.high)]  # fmt: skip
                 lines.append([claim.name, name, point.group, point.name, point.measure, *numbers, str(gain.n),
-                              " ".join(f"{name}/{source}.csv" for source in point.sources)])  # fmt: skip
+                              " ".join(f"{name}/{source}.csv" for source in point.sources
+                                       if source in outcome.tables)])  # fmt: skip
     buffer = _Lines()
     csv.writer(buffer, lineterminator="\n").writerows(lines)
     return "".join(buffer.parts)
@@ -183,8 +190,7 @@ def text(judged: Sequence[tuple[Claim, Outcomes]], datasets: Sequence[str], out:
 
 
 def _datasets(judged: Sequence[tuple[Claim, Outcomes]], datasets: Sequence[str]) -> list[str]:
-    there = {name for claim, found in judged for name in found if not set(claim.experiments) <= set(ELSEWHERE)
-             or claim.groups}  # fmt: skip
+    there = {name for claim, found in judged for name in found if not _is_elsewhere(claim)}
     lines = ["| data set | records |", "|---|---|"]
     for name in datasets:
         waiting = "waiting for records" + (": see [records.md](records.md)" if name in DATASETS else "")
@@ -200,7 +206,7 @@ def _summary(judged: Sequence[tuple[Claim, Outcomes]]) -> list[str]:
     for claim, found in judged:
         where = f"[{claim.text}](#{_anchor(claim.text)})"
         for name, outcome in found.items():
-            lines.append(f"| {where} | {name} | {_verdicts(claim, outcome)} |")
+            lines.append(f"| {where} | {'–' if _is_elsewhere(claim) else name} | {_verdicts(claim, outcome)} |")
             where = ""
     return [*lines, "", f"Not run yet: {'; '.join(waiting)}."] if waiting else lines
 
@@ -240,19 +246,18 @@ def _section(claim: Claim, found: Outcomes, out: str, directory: str) -> list[st
 
 def _of_dataset(claim: Claim, name: str, outcome: Outcome, directory: str) -> list[str]:
     lines = []
-    is_elsewhere = set(claim.experiments) and set(claim.experiments) <= set(ELSEWHERE)
     for group in claim.groups:
         if mine := outcome.of(group):
             counts: Counts = judging.count(claim, mine)
             verdict = judging.verdict(claim, mine)
             lines += [f"**{name}, {group}: {verdict}** ({counts}).", ""]
     if outcome.said:
-        lines += [f"**{outcome.said[:1].upper()}{outcome.said[1:]}**." if is_elsewhere else
+        lines += [f"**{outcome.said[:1].upper()}{outcome.said[1:]}**." if _is_elsewhere(claim) else
                   f"**{name}: {outcome.said}**.", ""]  # fmt: skip
     if outcome.table:
         lines += [*as_markdown(outcome.table), ""]
     if outcome.points:
-        head = ["rate", "point", "measure", "difference", "std", "95 % interval, joint", "n"]
+        head = ["rate", "point", "measure", "difference", "std", "interval at its level", "n"]
         rows = [
             [p.group, p.name, p.measure.replace("_", " "), f"{p.gain.mean:+.4f}", p.gain.spread,
              p.gain.interval, str(p.gain.n)]

@@ -1,16 +1,18 @@
 """Tables that are unlike ours: a search of one rate, runs that diverged, one seed, equal counts."""
 
+import csv
 import math
+import statistics
 from pathlib import Path
 
 import pytest
 
 from dlrm_mlet.__main__ import main
-from dlrm_mlet.reporting import judging, publishing, questions, results
+from dlrm_mlet.reporting import judging, publishing, questions, reproduction, results
 from dlrm_mlet.reporting.claims import CLAIMS
 from dlrm_mlet.reporting.compare import compare
 from dlrm_mlet.reporting.curves import as_markdown, difference
-from dlrm_mlet.reporting.judging import AUC, Tables
+from dlrm_mlet.reporting.judging import AUC, PAPER, TUNED, Tables
 from dlrm_mlet.reporting.questions import QUESTIONS
 from dlrm_mlet.reporting.report import draw, draw_rates
 from dlrm_mlet.reporting.results import ResultsError
@@ -75,10 +77,42 @@ def test_a_divergence_is_a_failure(directory):
         ("mlet", 4, seed, 0.7 if seed else None) for seed in range(4)
     ]
     write(directory / "paper-grid.csv", rows)
-    assert questions._failures(Tables(directory)) == "single layer 0 of 4 runs, MLET 1 of 4"
-    write(directory / "paper-grid.csv", [row for row in rows if row[0] == "single"])
+    said = questions._failures(Tables(directory))
+    assert said == "at the paper's rate single layer 0 of 4 runs, MLET 1 of 4 (Fisher's exact test, p = 1)"
+    write(directory / "fair-fight-adam.csv", rows[::-1])
+    assert questions._failures(Tables(directory)) == f"{said}; {said.replace(PAPER, TUNED)}"
+    for name in ("paper-grid", "fair-fight-adam"):
+        write(directory / f"{name}.csv", [row for row in rows if row[0] == "single"])
     with pytest.raises(FileNotFoundError, match="no runs of both"):
         questions._failures(Tables(directory))
+
+
+def test_the_fights_together_are_the_mean_over_points_seed_by_seed(directory):
+    """By a plain loop; what one side didn't finish isn't in its seed's mean."""
+    gains: dict[int, list[float]] = {seed: [] for seed in range(4)}
+    for i, name in enumerate(("fair-fight-sgd", "fair-fight-adam")):
+        rows = []
+        for d in (2, 4):
+            for seed in range(4):
+                gain = 0.001 * (i + 1) * d + 0.0001 * seed
+                lost = (name, d, seed) == ("fair-fight-adam", 4, 3)
+                rows += [("single", d, seed, 0.7), ("mlet", d, seed, None if lost else 0.7 + gain)]
+                gains[seed] += [] if lost else [gain]
+        write(directory / f"{name}.csv", rows)
+    write(directory / "deepfm-adam.csv", [(arm, 2, seed, 0.5) for arm in ("single", "mlet") for seed in range(4)])
+    points = {point.name: point for point in judging.points(claim("all-fights"), Tables(directory))}
+    assert list(points) == ["d=2", "d=4", "all d"]
+    expected = [statistics.fmean(its) for its in gains.values()]
+    assert points["all d"].gain.mean == pytest.approx(statistics.fmean(expected))
+    assert points["all d"].gain.std == pytest.approx(statistics.stdev(expected))
+    points = {point.name: point.gain.mean for point in judging.points(claim("half-as-wide"), Tables(directory))}
+    assert points == {
+        "DLRM, plain SGD, batch 128, d=2 over 4": pytest.approx(0.00215),
+        "DLRM, Adam, batch 128, d=2 over 4": pytest.approx(0.00415),
+    }
+    judged = [(claim("all-fights"), reproduction.judge(claim("all-fights"), directory.parent, ["shop"]))]
+    [row] = [row for row in csv.reader(reproduction.as_csv(judged).splitlines()) if row[3] == "d=2"]
+    assert row[-1] == "shop/fair-fight-sgd.csv shop/fair-fight-adam.csv"  # those that there are
 
 
 def test_what_was_run_and_diverged_is_not_called_not_run(directory, capsys):

@@ -128,7 +128,8 @@ def test_the_claims_page_says_what_was_not_run_and_judges_the_rest(table, tmp_pa
             f"| {row['group']} | {row['point']} | {row['measure'].replace('_', ' ')} | {float(row['mean']):+.4f} |"
             in page
         )
-    assert len(rows) == sum(line.startswith(("| at the", "| tuned")) for line in page.splitlines())
+    of_differences = [line for line in page.splitlines() if line.startswith(("| at the", "| tuned"))]
+    assert len(rows) == sum(line.count("|") == 8 for line in of_differences)
     assert f"![{CLAIMS[0].text}: differences with their intervals](drawn/claims/d.svg)" in page
     assert all(path.exists() for path in written)
 
@@ -147,6 +148,14 @@ def test_joint_intervals_are_holms():
         assert joint[key] == difference(found[key], 1 - level)
         assert (joint[key].low > 0 or joint[key].high < 0) == (failed is None)
     assert failed is not None
+
+
+def test_intervals_of_a_claim_of_no_difference_hold_all_at_once():
+    """Once: at Holm's levels, which are those of a difference."""
+    values = [[0.01, 0.011, 0.012], [0.01, 0.011, 0.013], [-1.0, 1.0, 0.2]]
+    found = {("", f"d={i}", AUC): its for i, its in enumerate(values)}
+    joint = judging.jointly(found, is_equality=True)
+    assert joint == {key: difference(its, 1 - 0.05 / 3) for key, its in found.items()}
 
 
 def test_a_claim_of_no_difference_is_judged_by_its_margin():
@@ -498,7 +507,7 @@ def test_a_point_of_which_all_runs_diverged_is_in_the_table_of_its_claim(tmp_pat
     text = path.with_name("fair-fight-sgd.csv").read_text().replace("mlet,8x8,4", "mlet,8,8")
     path.with_name("fair-fight-sgd.csv").write_text(text)
     fight = next(claim for claim in QUESTIONS if claim.name == "fair-fight-sgd")
-    assert ["MLET k=8", "8", "0", "2", "–", "–", "–"] in fight.table(Tables(path.parent))
+    assert ["MLET k=8", "8", "0", "2", "–", "–", "–", "–", "–"] in fight.table(Tables(path.parent))
 
 
 def test_pairs_without_a_seed_in_common_are_no_pairs(tmp_path, table):
