@@ -24,13 +24,12 @@ With --controls, each with rates searched for itself as well:
 
 import argparse
 import csv
-import itertools
 import json
 import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -318,17 +317,30 @@ def rows(
     work: Work, points: list[Point], chosen: dict[Point, tuple[float, float]], seeds: int, controls: bool
 ) -> list[dict[str, object]]:
     """The runs with the rates that were chosen, as a table of results has them."""
+    runs = ((point, work.run(point, chosen[point], seed, True)) for point in points for seed in range(seeds))
+    return _rows(work, runs, controls)
+
+
+def trials(work: Work, points: list[Point]) -> list[dict[str, object]]:
+    """What the rates were chosen by, in the same columns; test wasn't read."""
+    tried = [done for key, done in sorted(work.done.items()) if done.seed in TRIAL_SEEDS]
+    runs = [(point, done) for point in points for done in tried
+            if (done.arm, done.embedding_dim) == (point.arm, point.embedding_dim)]  # fmt: skip
+    return _rows(work, runs, False)
+
+
+def _rows(work: Work, runs: Iterable[tuple[Point, Done]], controls: bool) -> list[dict[str, object]]:
     found = []
-    for point, seed in itertools.product(points, range(seeds)):
-        done = work.run(point, chosen[point], seed, True)
+    for point, done in runs:
         whole = done.validation is not None and all(map(math.isfinite, done.validation))
         measured = dict(zip(("validation_auc", "validation_log_loss", "test_auc", "test_log_loss"),
-                            (*done.validation, *done.test) if whole else [""] * 4, strict=True))  # fmt: skip
+                            (*done.validation, *(done.test or ("", ""))) if whole else [""] * 4,
+                            strict=True))  # fmt: skip
         of_point = {
             "arm": point.arm,
             "inner_dim": point.inner_dim,
             "embedding_dim": point.embedding_dim,
-            "seed": seed,
+            "seed": done.seed,
             "learning_rate": done.learning_rate,
             "table_learning_rate": done.table_learning_rate,
             "status": "finished" if whole else "diverged",
@@ -407,5 +419,6 @@ if __name__ == "__main__":
     points.sort(key=lambda point: (point.arm != "single", arms.index(point.arm), point.embedding_dim))
     table = rows(work, points, chosen, options.seeds, options.controls)
     write(place.with_suffix(".csv"), table)
+    write(place.with_name(f"{place.name}-trials.csv"), trials(work, points))
     if options.controls:
         write(place.with_name(f"{place.name}-frequency.csv"), thirds(work, table))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dlrm_mlet import MLETEmbedding
+from dlrm_mlet.reporting import results
 
 pytest.importorskip("torch_rechub")
 
@@ -46,6 +47,13 @@ def test_mlets_tables_are_served_as_plain_ones(script, clicks, tmp_path, model):
     tables = [script.rows(each, points, dict.fromkeys(points, RATES), 1, True) for each in (work, again)]
     assert tables[0] == tables[1]
     assert script.thirds(work, tables[0]) == script.thirds(again, tables[1])
+    work.run(points[0], RATES, script.TRIAL_SEEDS[0], False)
+    [trial] = script.trials(work, points)
+    assert (trial["arm"], trial["seed"], trial["test_auc"]) == ("single", script.TRIAL_SEEDS[0], "")
+    script.write(tmp_path / "deepfm-adam-trials.csv", [trial])
+    [row] = results.read(tmp_path / "deepfm-adam-trials.csv")
+    assert set(row.tuned) == {"learning_rate", "table_learning_rate"}
+    assert "validation_auc" in row.measures
 
 
 def test_the_controls_differ_in_what_they_are_called(script, work):
