@@ -1,21 +1,16 @@
 """What the paper leaves open: how much of the gain is MLET's own, by which optimizer and model, and what else is."""
 
-import contextlib
 import functools
-import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from dlrm_mlet.config import TrainingConfig
 from dlrm_mlet.extras import needs
-from dlrm_mlet.reporting import figures, order, results, step_law
+from dlrm_mlet.reporting import fights, figures, order, results, step_law
 from dlrm_mlet.reporting.curves import (
-    Curve,
     by_bytes,
-    gains_by_seed,
     make_curves,
-    paired_gains,
     pareto,
     spread,
 )
@@ -29,7 +24,6 @@ from dlrm_mlet.reporting.judging import (
     Gains,
     Group,
     Tables,
-    levels,
     paired,
 )
 from dlrm_mlet.training.evaluation import THIRDS
@@ -51,19 +45,6 @@ CONTROLS = {
     "single layer, MLET's start": "single-starts-as-mlet",
     "single layer, both": "single-rate-x4-starts-as-mlet",
 }
-FIGHTS = {
-    "fair-fight-sgd": "DLRM, plain SGD, batch 128",
-    "fair-fight-sgd-linear": "DLRM, SGD with rates that fall to zero, batch 128",
-    "fair-fight-adagrad": "DLRM, Adagrad (row-wise for the tables), batch 128",
-    "fair-fight-adam": "DLRM, Adam, batch 128",
-    "fair-fight-adam-512": "DLRM, Adam, batch 512",
-    "fair-fight-lazy-adam": "DLRM, lazy Adam, batch 128",
-    "fair-fight-lazy-adam-512": "DLRM, lazy Adam, batch 512",
-    "deepfm-adam": "DeepFM, Adam, batch 512",
-    "dcnv2-adam": "DCN-V2, Adam, batch 512",
-    "autoint-adam": "AutoInt, Adam, batch 512",
-}
-DLRM = tuple(name for name in FIGHTS if name.startswith("fair-fight"))
 BY_ROW = (
     " Adam moves all n x k numbers at each step. On receipts, but for DeepFM at d = 4, rows of the largest table make "
     "the same steps when a batch reads them, which takes less time."
@@ -97,65 +78,6 @@ def _own_part(tables: Tables) -> Gains:
 def _training_w2(tables: Tables, experiment: str, frozen: str) -> Gains:
     mlet = tables.mlet(experiment)
     return paired(mlet, tables.curve(experiment, frozen, mlet.inner_dim))
-
-
-def _fight(tables: Tables, experiment: str) -> Gains:
-    mlet, single = tables.mlet(experiment), tables.curve(experiment, "single")
-    return paired(mlet, single, TEST_AUC) | paired(mlet, single, TEST_LOSS)
-
-
-def _fight_table(tables: Tables, experiment: str) -> list[list[str]]:
-    sides = (tables.curve(experiment, "single"), tables.mlet(experiment))
-    try:
-        trials = tables.rows(f"{experiment}-trials")
-    except FileNotFoundError:  # not kept
-        trials = []
-    found = [["model", "d", "n", "diverged", "test AUC, mean", "std", "settings tried", "s a run, median", "on"]]
-    for side in sides:
-        for row in levels([side], TEST_AUC):
-            runs = side.points.get(d := int(row[1]), [])
-            tried = {tuple(trial.tuned.values()) for trial in trials
-                     if (trial.arm, trial.inner_dim, trial.embedding_dim) == (side.arm, side.inner_dim, d)}  # fmt: skip
-            took = f"{statistics.median(run.seconds for run in runs):.1f}" if runs else "–"
-            where = "; ".join(dict.fromkeys(run.provenance["device"] for run in runs))
-            found.append([*row, str(len(tried) or "–"), took, where or "–"])
-    return found
-
-
-def _all_fights(tables: Tables) -> Gains:
-    """MLET's gain at each d and at all, of each seed the mean over DLRM's fights."""
-    found: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for mlet, single, _ in _fights(tables, DLRM):
-        for d in mlet.points.keys() & single.points.keys():
-            for seed, gain in gains_by_seed(mlet.points[d], single.points[d], TEST_AUC).items():
-                for name in (f"d={d}", "all d"):
-                    found.setdefault((name, TEST_AUC), {}).setdefault(seed, []).append(gain)
-    return {key: [statistics.fmean(its) for its in found[key].values()] for key in sorted(found, key=_by_d)}
-
-
-def _by_d(key: tuple[str, str]) -> float:
-    d = key[0].removeprefix("d=")
-    return int(d) if d.isdigit() else math.inf
-
-
-def _half_as_wide(tables: Tables) -> Gains:
-    found: dict[tuple[str, str], list[float]] = {}
-    for mlet, single, text in _fights(tables, FIGHTS):
-        for d in mlet.points:
-            if gains := paired_gains(mlet.points[d], single.points.get(2 * d, []), TEST_AUC):
-                found[f"{text}, d={d} over {2 * d}", TEST_AUC] = gains
-    return found
-
-
-def _fights(tables: Tables, names: Iterable[str]) -> list[tuple[Curve, Curve, str]]:
-    """MLET and the single layer of each that was run. Raises FileNotFoundError where none was."""
-    found = []
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):
-            found.append((tables.mlet(name), tables.curve(name, "single"), FIGHTS[name]))
-    if not found:
-        raise FileNotFoundError("no fair fight")
-    return found
 
 
 def _over_plain(tables: Tables) -> Gains:
@@ -236,7 +158,7 @@ def _at_papers_rate(tables: Tables) -> dict[tuple[str, object], Seeds]:
 def _at_their_best(tables: Tables) -> dict[tuple[str, object], Seeds]:
     """The points of DLRM's fair fights."""
     points: dict[tuple[str, object], Seeds] = {}
-    for experiment in (name for name in DLRM if (tables.directory / f"{name}.csv").exists()):
+    for experiment in (name for name in fights.DLRM if (tables.directory / f"{name}.csv").exists()):
         for row in tables.rows(experiment):
             if row.single or (row.arm == "mlet" and row.inner_dim.isdigit()):
                 seeds = points.setdefault((row.inner_dim, (experiment, row.embedding_dim)), {})
@@ -316,7 +238,7 @@ QUESTIONS = (
         "compares both at one learning rate.",
         "MLET over the single layer on test, each with its own best rates. Of each seed the mean is taken over the "
         "points of the fights below that both sides finished; the interval is over the seeds.",
-        {TUNED: Group(DLRM, _all_fights)},
+        {TUNED: Group(fights.DLRM, fights.together)},
     ),
     Claim(
         "half-as-wide",
@@ -324,7 +246,7 @@ QUESTIONS = (
         "says that d can be 4 to 8 times smaller.",
         "MLET at d over the single layer at 2d on test, in all fights below. Where it is the opposite, no half of the "
         "width is saved; where neither is decided, half may be.",
-        {TUNED: Group(tuple(FIGHTS), _half_as_wide)},
+        {TUNED: Group(tuple(fights.NAMES), fights.half_as_wide)},
     ),
     *(
         Claim(
@@ -334,11 +256,11 @@ QUESTIONS = (
             "MLET over the single layer on test, each with its own best rates of the tables and of the rest, chosen on "
             "validation: the same number of trials at least, and on until no neighbour of the best is untried; fresh "
             "seeds."
-            + ("" if name in DLRM else BY_ROW),
-            {TUNED: Group((name,), functools.partial(_fight, experiment=name))},
-            table=functools.partial(_fight_table, experiment=name), experiments=(name,),
+            + ("" if name in fights.DLRM else BY_ROW),
+            {TUNED: Group((name,), functools.partial(fights.gains, experiment=name))},
+            table=functools.partial(fights.table, experiment=name), experiments=(name,),
         )
-        for name, text in FIGHTS.items()
+        for name, text in fights.NAMES.items()
     ),
     *(
         Claim(
@@ -348,7 +270,7 @@ QUESTIONS = (
             "MLET over MLET with W2 frozen, both with rates of their own.",
             {TUNED: Group((name,), functools.partial(_training_w2, experiment=name, frozen="frozen"))},
         )
-        for name, text in FIGHTS.items() if name not in DLRM
+        for name, text in fights.NAMES.items() if name not in fights.DLRM
     ),
     Claim(
         "deepfm-controls",
@@ -376,7 +298,7 @@ QUESTIONS = (
         "sees run-to-run variation.",
         f"Runs that end more than {LATE} below the median validation AUC of their point, or diverge; tuned, those of "
         "DLRM's fair fights. Products of more layers or with k below 16 aren't among them.",
-        {}, table=_failures_table, verdict=_failures, experiments=(*PLAIN, *DLRM),
+        {}, table=_failures_table, verdict=_failures, experiments=(*PLAIN, *fights.DLRM),
     ),
     Claim(
         "rivals",

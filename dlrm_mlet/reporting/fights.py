@@ -1,0 +1,86 @@
+"""The fair fights, in which both sides have rates of their own: what each gives, and what all give together."""
+
+import contextlib
+import math
+import statistics
+from collections.abc import Iterable
+
+from dlrm_mlet.reporting.curves import Curve, gains_by_seed, paired_gains
+from dlrm_mlet.reporting.judging import TEST_AUC, TEST_LOSS, Gains, Tables, levels, paired
+
+NAMES = {  # of the experiment: what it is of, in words
+    "fair-fight-sgd": "DLRM, plain SGD, batch 128",
+    "fair-fight-sgd-linear": "DLRM, SGD with rates that fall to zero, batch 128",
+    "fair-fight-adagrad": "DLRM, Adagrad (row-wise for the tables), batch 128",
+    "fair-fight-adam": "DLRM, Adam, batch 128",
+    "fair-fight-adam-512": "DLRM, Adam, batch 512",
+    "fair-fight-lazy-adam": "DLRM, lazy Adam, batch 128",
+    "fair-fight-lazy-adam-512": "DLRM, lazy Adam, batch 512",
+    "deepfm-adam": "DeepFM, Adam, batch 512",
+    "dcnv2-adam": "DCN-V2, Adam, batch 512",
+    "autoint-adam": "AutoInt, Adam, batch 512",
+}
+DLRM = tuple(name for name in NAMES if name.startswith("fair-fight"))
+"""Those of the paper's model."""
+
+
+def gains(tables: Tables, experiment: str) -> Gains:
+    """MLET over the single layer at each d, on test."""
+    mlet, single = tables.mlet(experiment), tables.curve(experiment, "single")
+    return paired(mlet, single, TEST_AUC) | paired(mlet, single, TEST_LOSS)
+
+
+def table(tables: Tables, experiment: str) -> list[list[str]]:
+    """Both sides at each d: scores, divergences, how many settings the search tried, and what a run takes."""
+    sides = (tables.curve(experiment, "single"), tables.mlet(experiment))
+    try:
+        trials = tables.rows(f"{experiment}-trials")
+    except FileNotFoundError:  # not kept
+        trials = []
+    found = [["model", "d", "n", "diverged", "test AUC, mean", "std", "settings tried", "s a run, median", "on"]]
+    for side in sides:
+        for row in levels([side], TEST_AUC):
+            runs = side.points.get(d := int(row[1]), [])
+            tried = {tuple(trial.tuned.values()) for trial in trials
+                     if (trial.arm, trial.inner_dim, trial.embedding_dim) == (side.arm, side.inner_dim, d)}  # fmt: skip
+            took = f"{statistics.median(run.seconds for run in runs):.1f}" if runs else "–"
+            where = "; ".join(dict.fromkeys(run.provenance["device"] for run in runs))
+            found.append([*row, str(len(tried) or "–"), took, where or "–"])
+    return found
+
+
+def together(tables: Tables) -> Gains:
+    """MLET's gain at each d and at all, of each seed the mean over DLRM's fights."""
+    found: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for mlet, single, _ in _of_each(tables, DLRM):
+        for d in mlet.points.keys() & single.points.keys():
+            for seed, gain in gains_by_seed(mlet.points[d], single.points[d], TEST_AUC).items():
+                for name in (f"d={d}", "all d"):
+                    found.setdefault((name, TEST_AUC), {}).setdefault(seed, []).append(gain)
+    return {key: [statistics.fmean(its) for its in found[key].values()] for key in sorted(found, key=_by_d)}
+
+
+def _by_d(key: tuple[str, str]) -> float:
+    d = key[0].removeprefix("d=")
+    return int(d) if d.isdigit() else math.inf
+
+
+def half_as_wide(tables: Tables) -> Gains:
+    """MLET at d over the single layer at 2d, in each fight, on test."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for mlet, single, text in _of_each(tables, NAMES):
+        for d in mlet.points:
+            if its := paired_gains(mlet.points[d], single.points.get(2 * d, []), TEST_AUC):
+                found[f"{text}, d={d} over {2 * d}", TEST_AUC] = its
+    return found
+
+
+def _of_each(tables: Tables, names: Iterable[str]) -> list[tuple[Curve, Curve, str]]:
+    """MLET and the single layer of each that was run. Raises FileNotFoundError where none was."""
+    found = []
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            found.append((tables.mlet(name), tables.curve(name, "single"), NAMES[name]))
+    if not found:
+        raise FileNotFoundError("no fair fight")
+    return found
