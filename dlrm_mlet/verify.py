@@ -1,9 +1,10 @@
 """A directory or a file of ours -> whether each thing that lies there is whole, and of what it is. Repairs nothing."""
 
 import contextlib
+import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dlrm_mlet.serving import bundle
 from dlrm_mlet.sweeping.worker import FAILED
 from dlrm_mlet.toml import build
 from dlrm_mlet.training import checkpoint, record
+from dlrm_mlet.training.record import Record
 from dlrm_mlet.training.run import CURVE
 
 
@@ -161,39 +163,91 @@ def _checkpoint(path: Path) -> str:
 
 
 def _table(path: Path) -> str:
-    rows = results.read(path)
-    beside = _runs_beside(path)
+    commits = sorted({row.provenance["commit"] for row in results.read(path)})
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    said, records = f"{len(rows)} runs; commit {', '.join(commits) or 'unknown'}", _records_beside(path)
+    if not records:
+        return said
+    without, found = 0, set()
     for row in rows:
-        its = beside.get((row.arm, row.embedding_dim, row.seed, row.seconds, row.provenance["commit"]))
-        if its and (row.status, row.measures) not in its:
+        mine = [place for place, run in records.get(_key(row), ()) if _is_of(row, run)]
+        found |= set(mine)
+        wrong = [_differences(row, run) for place, run in records.get(_key(row), ()) if place in mine]
+        if wrong and all(wrong):
             raise VerifyError(
-                f"{path}: {row.arm or 'the run'} k={row.inner_dim or '-'} d={row.embedding_dim} seed {row.seed} isn't "
-                "what its record beside the table says; call the sweep again, which writes the table from the records"
+                f"{path}: {row['arm'] or 'the run'} k={row['inner_dim'] or '-'} d={row['embedding_dim']} seed "
+                f"{row['seed']} isn't what its record beside the table says ({min(wrong, key=len)}); call the sweep "
+                "again, which writes the table from the records"
             )
-    commits = sorted({row.provenance["commit"] for row in rows})
-    return f"{len(rows)} runs; commit {', '.join(commits) or 'unknown'}"
+        without += not mine
+    others = sum(map(len, records.values())) - len(found)
+    said += f"; {len(rows) - without} are what their records beside it say"
+    return said + "".join(
+        f", {count} {what}" for count, what in ((without, "have none"), (others, "records have no row")) if count
+    )
 
 
-def _runs_beside(table: Path) -> dict[tuple[Any, ...], list[tuple[str, dict[str, float]]]]:
-    """Status and measures of the runs whose records lie beside a table, by what tells one from others there."""
-    place = table.parent if table.parent.name == table.stem else table.with_name(table.stem)
-    found: dict[tuple[Any, ...], list[tuple[str, dict[str, float]]]] = {}
-    if place != table.parent and (place / table.name).exists():
+Key = tuple[str, ...]
+
+
+def _records_beside(table: Path) -> dict[Key, list[tuple[Path, Record]]]:
+    """The records that lie beside a table of runs or of trials, by the arm, d and seed of their runs."""
+    name = table.stem.removesuffix("-trials")
+    place = table.parent if table.parent.name == name else table.with_name(name)
+    found: dict[Key, list[tuple[Path, Record]]] = {}
+    if place != table.parent and (place / f"{name}.csv").exists():
         return found  # they are of that table; this one is published, and of other runs
-    for path in place.rglob(record.FILE):
-        with contextlib.suppress(record.RecordError):  # told of for itself
-            run, parts = record.read(path.parent), path.relative_to(place).parts
-            if run is not None:
-                arm, d = parts[0] if len(parts) > 2 else "", run.config["model"]["embedding_dim"]
-                key = (arm, d, run.seed, round(run.seconds, 1), run.provenance.get("commit") or "")
-                found.setdefault(key, []).append((run.status, results.measured(run)))
+    trials = place / "trials"
+    for path in (trials if name != table.stem else place).rglob(record.FILE):
+        root = trials if path.is_relative_to(trials) else place
+        if (root == trials) == (name != table.stem):
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # what isn't one is told of for itself
+                if run := record.read(path.parent):
+                    parts = path.relative_to(root).parts
+                    d = run.config["model"]["embedding_dim"]
+                    found.setdefault((parts[0] if len(parts) > 2 else "", str(d), str(run.seed)), []).append(
+                        (path, run)
+                    )
     return found
+
+
+def _key(row: Mapping[str, str]) -> Key:
+    return (row["arm"], row["embedding_dim"], row["seed"])
+
+
+def _is_of(row: Mapping[str, str], run: Record) -> bool:
+    """Whether a row of that arm, d and seed is of this run: by k and all that was varied or chosen."""
+    names = list(row)
+    keys = names[names.index("inner_dim") : names.index("status")]
+    config = {
+        name: results.as_text(value) for part in ("model", "training") for name, value in run.config[part].items()
+    }
+    return all(_same(row[key], config[key]) for key in keys if key in config and (row[key] or key == "inner_dim"))
+
+
+def _differences(row: Mapping[str, str], run: Record) -> str:
+    """Where a row says something else of its run than the record does."""
+    wrong = [
+        f"{name} {row[name] or 'empty'} for {value or 'none'}"
+        for name, value in results.fields(run).items()
+        if name in row and not _same(row[name], value)
+    ]
+    return ", ".join(wrong)
+
+
+def _same(one: str, other: str) -> bool:
+    try:
+        return one == other or float(one) == float(other)
+    except ValueError:
+        return False
 
 
 def _is_table(path: Path) -> bool:
     """Whether it is one of runs, whatever separates its columns; those of spectra and of frequencies lie beside it."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return {"embedding_dim", "seed", "validation_auc"} <= set(re.split("[,;\t]", file.readline().strip()))
+        names = {name.strip('"') for name in re.split("[,;\t]", file.readline().strip())}
+    return {"embedding_dim", "seed", "validation_auc"} <= names
 
 
 def _of_state(state: dict[str, Any]) -> str:

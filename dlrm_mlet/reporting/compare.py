@@ -6,7 +6,7 @@ from pathlib import Path
 from dlrm_mlet.reporting import results
 from dlrm_mlet.reporting.curves import Curve, make_curves, paired_gains
 from dlrm_mlet.reporting.judging import jointly
-from dlrm_mlet.reporting.results import MEASURES, ResultsError
+from dlrm_mlet.reporting.results import COMPANIONS, MEASURES, ResultsError
 
 
 def compare(better: str, base: str) -> str:
@@ -32,9 +32,11 @@ def compare(better: str, base: str) -> str:
     }
     if not gains:
         raise ResultsError(f"{better}, {base}: no d and seed in common; expected runs that can be paired")
+    lost = [f"{sum(curve.diverged.values())} of {side} diverged" for side, curve in ((better, first), (base, second))
+            if curve.diverged]  # fmt: skip
     lines = [
         f"{better} over {base}: mean difference, paired by seed; positive is better; "
-        "which lie above or below 0 holds jointly (Holm), and an interval is at the level of its own test", "",
+        "the signs of those that leave 0 out hold jointly (Holm)", "",
         "| d | measure | difference | std | interval | n |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for (_, d, measure), gain in jointly(gains).items():
@@ -42,12 +44,14 @@ def compare(better: str, base: str) -> str:
             f"| {d.removeprefix('d=')} | {measure.replace('_', ' ')} | {gain.mean:+.4f} | {gain.spread} "
             f"| {gain.interval} | {gain.n} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"Not paired: {', '.join(lost)}"] if lost else lines)
 
 
 def _curve(side: str) -> Curve:
     file, _, rest = side.rpartition(".csv")
     path, (arm, *chosen) = Path(f"{file}.csv"), rest.removeprefix(":").split(":")
+    if path.stem.endswith(COMPANIONS):
+        raise ResultsError(f"{side}: not a table of an experiment's own runs; expected {_own(path)}")
     if not path.is_file():
         raise ResultsError(f"{side}: no such table; expected <table.csv>:<arm>, such as paper-grid.csv:mlet:64")
     curves = make_curves(results.read(path))
@@ -57,6 +61,10 @@ def _curve(side: str) -> Curve:
         names = ", ".join(_name(curve, mine or curves) for curve in mine or curves)
         raise ResultsError(f"{side}: {len(found)} curves; expected one of {names}")
     return found[0]
+
+
+def _own(path: Path) -> str:
+    return next(path.stem.removesuffix(ending) for ending in COMPANIONS if path.stem.endswith(ending)) + ".csv"
 
 
 def _dataset(side: str) -> str | None:

@@ -73,6 +73,10 @@ class Difference:
         return f"{self.mean:+.4f} ± {self.std:.4f}{interval}"
 
 
+NO_SPREAD = 1e-12
+"""A standard deviation below it is the rounding of values that are one and the same."""
+
+
 def difference(values: Sequence[float], confidence: float = CONFIDENCE) -> Difference:
     """Of at least one value; the interval is Student's.
 
@@ -82,7 +86,7 @@ def difference(values: Sequence[float], confidence: float = CONFIDENCE) -> Diffe
     mean, n = statistics.fmean(values), len(values)
     std = statistics.stdev(values) if n > 1 else math.nan
     reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * std / math.sqrt(n) if n > 1 else math.inf
-    if std == 0 and mean:
+    if std < NO_SPREAD and mean:
         reach = math.inf
     return Difference(mean, std, mean - reach, mean + reach, n)
 
@@ -94,7 +98,7 @@ def make_curves(rows: Sequence[Row]) -> list[Curve]:
         mine = [row for row in rows if row.series == series]
         dimensions = sorted({row.embedding_dim for row in mine})
         finished = {d: [row for row in mine if row.embedding_dim == d and row.measures] for d in dimensions}
-        diverged = {d: sum(row.embedding_dim == d and not row.measures for row in mine) for d in dimensions}
+        diverged = {d: sum(row.embedding_dim == d and row.diverged for row in mine) for d in dimensions}
         curves.append(
             Curve(
                 label=label,
@@ -139,10 +143,12 @@ class Served:
     embedding_dim: int
     nbytes: int
     values: tuple[float, ...]
+    diverged: int
+    """How many of its runs did."""
 
     @property
     def mean(self) -> float:
-        """Over the runs."""
+        """Over the runs that finished."""
         return statistics.fmean(self.values)
 
     @property
@@ -154,19 +160,26 @@ class Served:
 def by_bytes(rows: Sequence[Row]) -> list[Served]:
     """Each point that has a finished run, in the order of the rows."""
     names = labels(rows)
-    finished = [row for row in rows if row.measures]
     points = []
-    for series, d in dict.fromkeys((row.series, row.embedding_dim) for row in finished):
-        mine = [row for row in finished if (row.series, row.embedding_dim) == (series, d)]
-        values = tuple(row.measures["validation_auc"] for row in mine)
-        points.append(Served(mine[0].arm or names[series], names[series], d, mine[0].served_table_bytes, values))
+    for series, d in dict.fromkeys((row.series, row.embedding_dim) for row in rows):
+        mine = [row for row in rows if (row.series, row.embedding_dim) == (series, d)]
+        values = tuple(row.measures["validation_auc"] for row in mine if "validation_auc" in row.measures)
+        diverged = sum(row.diverged for row in mine)
+        if values:
+            name = names[series]
+            points.append(Served(mine[0].arm or name, name, d, mine[0].served_table_bytes, values, diverged))
     return points
 
 
 def pareto(points: Sequence[Served]) -> list[Served]:
-    """The points that no other beats in both bytes and mean, from the smallest to the largest."""
+    """The points that no other beats in both bytes and mean, from the smallest to the largest.
+
+    One of which a run diverged is none of them: the mean of those that are left flatters it.
+    """
     front: list[Served] = []
-    for point in sorted(points, key=lambda point: (point.nbytes, -point.mean)):
+    for point in sorted(
+        (point for point in points if not point.diverged), key=lambda point: (point.nbytes, -point.mean)
+    ):
         if not front or point.mean > front[-1].mean:
             front.append(point)
     return front

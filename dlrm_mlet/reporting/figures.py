@@ -3,7 +3,7 @@
 import math
 import statistics
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,13 +78,18 @@ def _look(i: int) -> dict[str, Any]:
 
 def over_dimension(curves: Sequence[Curve], measures: Sequence[str], name: str, path: Path) -> None:
     """Each measure against d, one curve a model, the single layer dashed; error bars are standard deviations."""
-    seeds = sorted({len(found) for curve in curves for found in curve.points.values()})
-    n = f"n = {seeds[0]}" if len(seeds) == 1 else f"n = {seeds[0]} to {seeds[-1]}"
+    n = _n(len(found) for curve in curves for found in curve.points.values())
     what = " and ".join(NAMES[measure.partition("_")[2]].partition(" ")[0] for measure in measures)
     title = f"{what} against the embedding dimension, {name}: mean ± standard deviation, {n}"
     with _figure(path, len(measures), "\n".join(textwrap.wrap(title, 66 * len(measures)))) as axes:
         for ax, measure in zip(axes, measures, strict=True):
             _curves(ax, curves, measure)
+
+
+def _n(counts: Iterable[int]) -> str:
+    """Of the seeds behind points."""
+    found = sorted(set(counts))
+    return f"n = {' to '.join(str(count) for count in dict.fromkeys((found[0], found[-1])))}"
 
 
 def _curves(ax: Axes, curves: Sequence[Curve], measure: str) -> None:
@@ -101,7 +106,8 @@ def _curves(ax: Axes, curves: Sequence[Curve], measure: str) -> None:
         for place, d in zip(beside, curve.points, strict=True):  # each seed as a dot: a mean can hide one far off
             values = curve.values(d, measure)
             ax.plot([place] * len(values), values, ".", markersize=3, alpha=0.6, color=look["color"], zorder=4)
-        ax.errorbar(beside, means, yerr=bars, capsize=3, label=curve.label, **look)
+        label = curve.label if curve.points else f"{curve.label}: all diverged"
+        ax.errorbar(beside, means, yerr=bars, capsize=3, label=label, **look)
     _limit(ax, curves, measure)
     ticks = sorted({d for curve in curves for d in curve.points})
     ax.set_xscale("log", base=2)
@@ -135,7 +141,8 @@ def forest(
             ax.axvline(0, color="black", linewidth=0.8)
             if margin is not None:
                 ax.axvspan(-margin, margin, color="0.85", zorder=0)
-            ax.set_yticks([-i for i in range(len(points))], [point.name for point in points], fontsize=8)
+            names = [point.name + (" (one seed)" if point.gain.n == 1 else "") for point in points]
+            ax.set_yticks([-i for i in range(len(points))], names, fontsize=8)
             ax.set_ylim(-len(points) + 0.4, 0.6)
             means = [point.gain.mean for point in points]
             usual = statistics.median((point.gain.high - point.gain.low) / 2 for point in points)
@@ -216,8 +223,7 @@ def two_orders(
     bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in every]
     reach = [min(bar, 3 * statistics.median(bars)) + 0.002 for bar in bars]
     ends = [(statistics.fmean(v) - r, statistics.fmean(v) + r) for v, r in zip(every, reach, strict=True)]
-    n = " to ".join(str(count) for count in sorted({min(map(len, every)), max(map(len, every))}))
-    title = f"{measure} by {names[0]}, and by {names[1]}: mean ± standard deviation, n = {n}"
+    title = f"{measure} by {names[0]}, and by {names[1]}: mean ± standard deviation, {_n(map(len, every))}"
     with _figure(path, len(found), title, 6.8, 1.7 + 0.27 * rows) as axes:
         for ax, (group, methods) in zip(axes, found.items(), strict=True):
             for i, (one, other, _) in enumerate(methods.values()):
@@ -364,8 +370,9 @@ def over_table_rate(trials: Mapping[str, Sequence[Row]], paper: float, name: str
 
     `trials` are those that differ in the tables' rate alone; `paper` is the rate that the paper has for everything.
     """
-    seeds = len({row.seed for rows in trials.values() for row in rows})
-    title = f"DLRM on {name}: mean ± standard deviation over {seeds} seeds"
+    points = [[(row.embedding_dim, row.inner_dim, row.tuned["table_learning_rate"]) for row in rows]
+              for rows in trials.values()]  # fmt: skip
+    title = f"DLRM on {name}: mean ± standard deviation, {_n(its.count(one) for its in points for one in its)}"
     with _figure(path, len(trials), title, width=5.2) as axes:
         for ax, (optimizer, rows) in zip(axes, trials.items(), strict=True):
             models = dict.fromkeys((row.embedding_dim, row.inner_dim) for row in rows)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from dlrm_mlet.extras import needs
 from dlrm_mlet.reporting import results
-from dlrm_mlet.reporting.curves import CONFIDENCE, Curve, Difference, difference, make_curves, paired_gains
+from dlrm_mlet.reporting.curves import CONFIDENCE, NO_SPREAD, Curve, Difference, difference, make_curves, paired_gains
 from dlrm_mlet.reporting.results import ResultsError, Row
 
 with needs("reporting"):
@@ -175,9 +175,7 @@ def jointly(
 
 
 def _p_value(values: Sequence[float], alone: Difference) -> float:
-    if len(values) < 2:
-        return 1.0
-    if alone.std == 0:
+    if len(values) < 2 or alone.std < NO_SPREAD:
         return 1.0
     return float(2 * stats.t.sf(abs(alone.mean) / (alone.std / len(values) ** 0.5), len(values) - 1))
 

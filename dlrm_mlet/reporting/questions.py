@@ -138,7 +138,7 @@ def _failures_table(tables: Tables) -> list[list[str]]:
 
 
 Seeds = dict[int, float | None]
-"""Validation AUC by the seed; None where it diverged."""
+"""Validation AUC by the seed; None where it diverged, be it in one of several tables."""
 
 
 def _at_papers_rate(tables: Tables) -> dict[tuple[str, object], Seeds]:
@@ -150,8 +150,7 @@ def _at_papers_rate(tables: Tables) -> dict[tuple[str, object], Seeds]:
             its = tables.curve(experiment, curve.arm, curve.inner_dim) if curve.single or is_mlet else None
             for row in tables.rows(experiment):
                 if its and row.series == its.series:
-                    seeds = points.setdefault((row.inner_dim, row.embedding_dim), {})
-                    seeds[row.seed] = row.measures.get(AUC)
+                    _add(row, points.setdefault((row.inner_dim, row.embedding_dim), {}))
     return points
 
 
@@ -161,9 +160,15 @@ def _at_their_best(tables: Tables) -> dict[tuple[str, object], Seeds]:
     for experiment in (name for name in fights.DLRM if (tables.directory / f"{name}.csv").exists()):
         for row in tables.rows(experiment):
             if row.single or (row.arm == "mlet" and row.inner_dim.isdigit()):
-                seeds = points.setdefault((row.inner_dim, (experiment, row.embedding_dim)), {})
-                seeds[row.seed] = row.measures.get(AUC)
+                _add(row, points.setdefault((row.inner_dim, (experiment, row.embedding_dim)), {}))
     return points
+
+
+def _add(row: results.Row, seeds: Seeds) -> None:
+    if row.diverged:
+        seeds[row.seed] = None
+    elif AUC in row.measures:
+        seeds.setdefault(row.seed, row.measures[AUC])
 
 
 def _failed(values: Sequence[float | None]) -> int:
@@ -297,15 +302,16 @@ QUESTIONS = (
         "Does MLET fail less often?",
         "sees run-to-run variation.",
         f"Runs that end more than {LATE} below the median validation AUC of their point, or diverge; tuned, those of "
-        "DLRM's fair fights. Products of more layers or with k below 16 aren't among them.",
+        "DLRM's fair fights. Products of more layers, and those of `narrow`, aren't among them.",
         {}, table=_failures_table, verdict=_failures, experiments=(*PLAIN, *fights.DLRM),
     ),
     Claim(
         "rivals",
         "Which way to small tables is best at equal served bytes?",
         "compares with a single layer alone.",
-        "The Pareto front: no other way is both smaller and better in the mean. All that is served is counted: "
-        "projections, scales, offsets, and where pruned tables' numbers lie. At the paper's rate fewer ways were run.",
+        "The Pareto front: no other way of which all runs finished is both smaller and better in the mean. Counted is "
+        "all that is served: projections, scales, offsets, and where pruned tables' numbers lie. At the paper's rate "
+        "fewer ways were run.",
         {}, table=_front_table, verdict=_front, experiments=tuple(RIVALS.values()),
     ),
     Claim(

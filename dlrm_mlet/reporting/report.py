@@ -36,7 +36,7 @@ STEP_WORDS = (
 SMALLER = ("tables", "served_as", "served_rank")
 """Settings that change served bytes by other means than d."""
 BOTH = ("validation_auc", "validation_log_loss")
-RATE = "table_learning_rate"
+RATE, AUC = "table_learning_rate", "validation_auc"
 BAR = "\\|"
 """In a cell of a Markdown table."""
 
@@ -138,14 +138,18 @@ def draw_rates(dataset: Path, target: Path) -> list[Path]:
     """The figure of validation AUC against the tables' learning rate, from the trials of a data set's fair fights.
 
     Of the trials those count in which nothing else differs: what else was tuned is at the value that most have, and
-    the tables start as the paper's; at d = 4 and 8, or where neither is there, at the smallest two. Nothing is drawn
-    where no rates of the tables were tried.
+    the tables start as the paper's; at d = 4 and 8, or where neither is there, at the smallest two. Rates at which some
+    seed diverged are left out. Nothing is drawn where no rates of the tables were tried.
     """
     trials: dict[str, list[Row]] = {}
     for name, optimizer in (("sgd", "SGD"), ("adagrad", "row-wise Adagrad")):
         path = dataset / f"fair-fight-{name}-trials.csv"
         rows = results.read(path) if path.exists() else []
-        rows = [row for row in rows if row.measures and RATE in row.tuned and _starts_as_the_paper(row)]
+        rows = [
+            row for row in rows if RATE in row.tuned and row.arm in ("single", "mlet") and _starts_as_the_paper(row)
+        ]
+        lost = {_tried(row) for row in rows if row.diverged}
+        rows = [row for row in rows if AUC in row.measures and _tried(row) not in lost]
         dims = sorted({row.embedding_dim for row in rows})
         shown = [d for d in dims if d in (4, 8)] or dims[:2]
         rows = [row for row in rows if row.embedding_dim in shown]
@@ -160,6 +164,11 @@ def draw_rates(dataset: Path, target: Path) -> list[Path]:
     place = target / "table-learning-rate"
     figures.over_table_rate(trials, TrainingConfig.learning_rate, dataset.name, place)
     return figures.files(place)
+
+
+def _tried(row: Row) -> tuple[object, ...]:
+    """What the seeds of a point share."""
+    return (*row.series, row.embedding_dim, *row.tuned.values())
 
 
 def _starts_as_the_paper(row: Row) -> bool:

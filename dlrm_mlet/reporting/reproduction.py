@@ -45,6 +45,8 @@ ELSEWHERE = {
 }
 """Command and records of what isn't a sweep's."""
 COLUMNS = ("claim", "dataset", "group", "point", "measure", "mean", "std", "low", "high", "n", "tables")
+UNREADABLE = (ValueError, LookupError, ArithmeticError, TypeError, AttributeError)
+"""What a table that isn't as a sweep writes it can end in; ResultsError is among them."""
 FIGURES = "claims"
 """The directory of the figures, beside the data sets."""
 
@@ -81,6 +83,7 @@ def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | No
     for name in names:
         _check_data(directory / name)
     judged = [(claim, judge(claim, directory, names)) for claim in (*CLAIMS, *QUESTIONS)]
+    failed = [its.said for _, found in judged for its in found.values() if its.refused]
     for claim, found in judged:
         drawn = {name: its.points for name, its in found.items() if its.points}
         if drawn:
@@ -93,17 +96,22 @@ def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | No
             for name in (name for name, its in found.items() if not its.refused):
                 path = out / FIGURES / f"{claim.name}-{name}"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                claim.figure(Tables(directory / name), path)
-                yield from figures.files(path)
+                tables = Tables(directory / name)
+                try:
+                    claim.figure(tables, path)
+                except UNREADABLE as error:
+                    failed.append(f"can't be drawn: {_why(error, claim, tables)}")
+                else:
+                    yield from figures.files(path)
     with replacing(out / "claims.csv") as partial:
         partial.write_text(as_csv(judged), encoding="utf-8")
     yield out / "claims.csv"
     with replacing(page) as partial:
         partial.write_text(text(judged, names, _link(page, out), _link(page, directory)), encoding="utf-8")
     yield page
-    refused = {its.said: None for _, found in judged for its in found.values() if its.refused}
-    if refused:
-        raise ResultsError("\n  ".join([f"{page}: some claims couldn't be judged, all else is there:", *refused]))
+    if failed:
+        said = f"{page}: some claims couldn't be judged or drawn, all else is there:"
+        raise ResultsError("\n  ".join([said, *dict.fromkeys(failed)]))
 
 
 def _check_data(directory: Path) -> None:
@@ -132,14 +140,21 @@ def judge(claim: Claim, directory: Path, datasets: Sequence[str]) -> Outcomes:
             except FileNotFoundError:
                 table, said = [], ""
             points = judging.points(claim, tables)
-        except ResultsError as error:
-            found[name] = Outcome([], [], f"can't be judged: {error}", there, refused=True)
+        except UNREADABLE as error:
+            found[name] = Outcome([], [], f"can't be judged: {_why(error, claim, tables)}", there, refused=True)
             continue
         if not points and not said and judging.was_run(claim, tables):
             said = "nothing to compare among the runs that finished"
         if points or said:
             found[name] = Outcome(points, table, said, there)
     return _once(claim, found)
+
+
+def _why(error: Exception, claim: Claim, tables: Tables) -> str:
+    if isinstance(error, ResultsError):
+        return str(error)
+    read = dict.fromkeys([*claim.experiments, *(name for group in claim.groups.values() for name in group.experiments)])
+    return f"{tables.directory}: {', '.join(read)}: {error!r}; expected tables as a sweep writes them"
 
 
 def _once(claim: Claim, found: Outcomes) -> Outcomes:
@@ -236,7 +251,10 @@ def _section(claim: Claim, found: Outcomes, out: str, directory: str) -> list[st
         return [*lines, f"Paper: {claim.paper} Not run yet."]
     lines += [f"Paper: {claim.paper} {claim.words}", ""]
     if any(outcome.points for outcome in found.values()):
-        lines += [f"![{claim.text}: differences with their intervals]({out}/{FIGURES}/{claim.name}.svg)", ""]
+        lines += [
+            f"![{claim.text}: differences with their intervals]({quote(f'{out}/{FIGURES}/{claim.name}.svg')})",
+            "",
+        ]
     for name, outcome in found.items():
         if claim.figure:
             lines += [f"![{claim.text}: {name}]({quote(f'{out}/{FIGURES}/{claim.name}-{name}.svg')})", ""]

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,6 +70,11 @@ class Row(OfRun):
     data: str = ""
     """The fingerprint of the columns that it was made from; tables of before 0.2.0 don't say."""
 
+    @property
+    def diverged(self) -> bool:
+        """Whether it ended so; a run that finished can lack measures, of splits that have one label alone."""
+        return self.status == "diverged"
+
 
 @dataclass(frozen=True)
 class Spectrum(OfRun):
@@ -130,8 +135,8 @@ def tables(runs: Runs, schema: Schema) -> dict[str, list[dict[str, str]]]:
             | {key: round(third[key], 6) for key in ("auc", "log_loss")}
             for third in run.by_frequency
         )  # fmt: skip
-    as_text = {ending: [{k: _text(v) for k, v in row.items()} for row in its] for ending, its in found.items() if its}
-    return {"": rows(runs), **as_text}
+    texts = {ending: [{k: as_text(v) for k, v in row.items()} for row in its] for ending, its in found.items() if its}
+    return {"": rows(runs), **texts}
 
 
 def _others(runs: Runs) -> list[str]:
@@ -152,26 +157,32 @@ def _where(point: Point, run: Record, others: list[str]) -> dict[str, Any]:
 
 def read_spectra(path: Path) -> list[Spectrum]:
     """The rows of a -spectra.csv. Raises ResultsError at a row that isn't one."""
-    return _read(path, lambda row: Spectrum(
+    found = _read(path, lambda row: Spectrum(
         **_of(row), step=int(row["step"]), feature=row["feature"], num_embeddings=int(row["num_embeddings"]),
-        values=tuple(map(float, row["values"].split())),
+        values=_values(row["values"]),
     ))  # fmt: skip
+    _check_once(path, [((*row.run, row.step, row.feature), row) for row in found])
+    return found
 
 
 def read_thirds(path: Path) -> list[Third]:
     """The rows of a -frequency.csv. Raises ResultsError at a row that isn't one."""
-    return _read(path, lambda row: Third(
+    found = _read(path, lambda row: Third(
         **_of(row), ids=row["ids"], rows=int(row["rows"]), at_most=int(row["at_most"]),
         auc=_measured("auc", row["auc"]), log_loss=_measured("log_loss", row["log_loss"]),
     ))  # fmt: skip
+    _check_once(path, [((*row.run, row.ids), row) for row in found])
+    return found
 
 
 def read_looks(path: Path) -> list[Look]:
     """The rows of a -curve.csv. Raises ResultsError at a row that isn't one."""
-    return _read(path, lambda row: Look(
+    found = _read(path, lambda row: Look(
         **_of(row), step=int(row["step"]),
         auc=_measured("auc", row["auc"]), log_loss=_measured("log_loss", row["log_loss"]),
     ))  # fmt: skip
+    _check_once(path, [((*row.run, row.step), row) for row in found])
+    return found
 
 
 def rows(runs: Runs) -> list[dict[str, str]]:
@@ -180,42 +191,56 @@ def rows(runs: Runs) -> list[dict[str, str]]:
     tuned = list(dict.fromkeys(key for point, _ in runs for key in point.tuned))
     found = []
     for point, run in runs:
-        size, where = run.parameters, run.provenance
-        found.append(
-            _where(point, run, others)
-            | {key: point.tuned.get(key, "") for key in tuned}
-            | {"status": run.status}
-            | dict.fromkeys(MEASURES, "")
-            | measured(run)
-            | {"steps": run.steps, "trained_parameters": size["trained"], "served_parameters": size["served"]}
-            | {"trained_table_bytes": run.bytes["trained_tables"], "served_table_bytes": run.bytes["served_tables"]}
-            | {"seconds": round(run.seconds, 1), **{key: where[key] or "" for key in ("device", "torch", "commit")}}
-        )
-    return [{name: _text(value) for name, value in row.items()} for row in found]
+        found.append(_where(point, run, others) | {key: point.tuned.get(key, "") for key in tuned})
+    return [
+        {name: as_text(value) for name, value in of_run.items()} | fields(run)
+        for of_run, (_, run) in zip(found, runs, strict=True)
+    ]
 
 
-def measured(run: Record) -> dict[str, float]:
-    """MEASURES of a run, as its row has them; none where it diverged, none of test where test wasn't read."""
+def fields(run: Record) -> dict[str, str]:
+    """What a row says of its run, from the status on."""
+    size, where = run.parameters, run.provenance
+    found = (
+        {"status": run.status}
+        | dict.fromkeys(MEASURES, "")
+        | _measured_of(run)
+        | {"steps": run.steps, "trained_parameters": size["trained"], "served_parameters": size["served"]}
+        | {"trained_table_bytes": run.bytes["trained_tables"], "served_table_bytes": run.bytes["served_tables"]}
+        | {"seconds": round(run.seconds, 1), **{key: where[key] or "" for key in ("device", "torch", "commit")}}
+    )
+    return {name: as_text(value) for name, value in found.items()}
+
+
+def _measured_of(run: Record) -> dict[str, Any]:
+    """Of MEASURES none where the run diverged, and none of test where test wasn't read."""
     splits = {split: measures for split, measures in (run.metrics or {}).items() if measures}
     found = {f"{split}_{metric}": round(value, 6) for split, its in splits.items() for metric, value in its.items()}
     return {name: found[name] for name in MEASURES if name in found}
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a table of runs. Raises ResultsError at a row that isn't one."""
-    found = _read(path, as_row)
+    """The rows of a table of runs. Raises ResultsError at a row that isn't one, or is there twice.
+
+    In a table of trials, whose name ends in -trials, a run is there with each choice that was tried.
+    """
+    found, is_search = _read(path, as_row), path.stem.endswith("-trials")
     if not found:
         raise ResultsError(f"{path}: has no runs; expected the columns that a sweep writes, and a row a run")
+    _check_once(path, [((*row.run, *row.tuned.values()) if is_search else row.run, row) for row in found])
+    return found
+
+
+def _check_once(path: Path, found: Sequence[tuple[tuple[object, ...], OfRun]]) -> None:
+    """Raises ResultsError where a key is there twice."""
     seen: set[tuple[object, ...]] = set()
-    for row in found:
-        run = (*row.run, *row.tuned.values())
-        if run in seen:
+    for key, row in found:
+        if key in seen:
             raise ResultsError(
                 f"{path}: has {row.arm or 'a run'} k={row.inner_dim or '-'} d={row.embedding_dim} seed {row.seed} "
-                "twice; expected a row a run"
+                "twice; expected a row a run, or a run and what was measured of it"
             )
-        seen.add(run)
-    return found
+        seen.add(key)
 
 
 def _read(path: Path, make: Callable[[dict[str, str]], T]) -> list[T]:
@@ -225,7 +250,7 @@ def _read(path: Path, make: Callable[[dict[str, str]], T]) -> list[T]:
             return [make(row) for row in reader]
         except (LookupError, ValueError, TypeError, AttributeError, csv.Error) as error:
             where = f"{path}:{reader.line_num}"
-            why = f"no column {error}" if isinstance(error, KeyError) else repr(error)
+            why = f"no column {error}" if isinstance(error, KeyError) else repr(error)[:200]
             raise ResultsError(
                 f"{where}: not a run: {why}; expected the columns that a sweep writes, with commas between them"
             ) from None
@@ -236,6 +261,8 @@ def as_row(row: dict[str, str]) -> Row:
     names = list(row)
     if None in row or None in row.values() or row["status"] not in ("finished", "diverged"):
         raise ValueError(f"{len(row)} fields, status {row.get('status')!r}")
+    if row["status"] == "diverged" and any(row[name] for name in MEASURES):
+        raise ValueError("status diverged, and measures")
     tuned = names[names.index("seed") + 1 : names.index("status")]
     return Row(
         **_of(row),
@@ -271,6 +298,13 @@ def _width(text: str) -> int:
     return width
 
 
+def _values(text: str) -> tuple[float, ...]:
+    values = tuple(map(float, text.split()))
+    if not values or not all(0 <= value < math.inf for value in values):
+        raise ValueError(f"singular values {text!r}")
+    return values
+
+
 def _measured(name: str, text: str) -> float:
     value = float(text)
     if not 0 <= value <= (1 if name.endswith("auc") else math.inf) or value == math.inf:
@@ -278,5 +312,6 @@ def _measured(name: str, text: str) -> float:
     return value
 
 
-def _text(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def as_text(value: Any) -> str:
+    """A value as a cell has it: of several with an x between, nothing for None."""
+    return "x".join(map(str, value)) if isinstance(value, tuple | list) else "" if value is None else str(value)

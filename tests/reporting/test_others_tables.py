@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from dlrm_mlet.__main__ import main
-from dlrm_mlet.reporting import judging, publishing, questions, reproduction, results
+from dlrm_mlet.reporting import figures, judging, publishing, questions, reproduction, results
 from dlrm_mlet.reporting.claims import CLAIMS
 from dlrm_mlet.reporting.compare import compare
-from dlrm_mlet.reporting.curves import as_markdown, difference
+from dlrm_mlet.reporting.curves import Served, as_markdown, difference, pareto
 from dlrm_mlet.reporting.judging import AUC, PAPER, TUNED, Tables
 from dlrm_mlet.reporting.questions import QUESTIONS
 from dlrm_mlet.reporting.report import draw, draw_rates
@@ -113,6 +113,93 @@ def test_the_fights_together_are_the_mean_over_points_seed_by_seed(directory):
     judged = [(claim("all-fights"), reproduction.judge(claim("all-fights"), directory.parent, ["shop"]))]
     [row] = [row for row in csv.reader(reproduction.as_csv(judged).splitlines()) if row[3] == "d=2"]
     assert row[-1] == "shop/fair-fight-sgd.csv shop/fair-fight-adam.csv"  # those that there are
+
+
+def test_a_divergence_counts_whichever_table_has_it_and_a_missing_measure_does_not(directory):
+    """Once: the last table of a point won, and a run whose validation has no AUC counted as diverged."""
+    rows = [(arm, 4, seed, 0.7) for arm in ("single", "mlet") for seed in range(3)]
+    write(
+        directory / "paper-grid.csv", [(arm, d, seed, None if arm == "single" else auc) for arm, d, seed, auc in rows]
+    )
+    write(directory / "controls.csv", rows)
+    fight = write(directory / "fair-fight-sgd.csv", rows)
+    fight.write_text(
+        fight.read_text().replace("single,,4,0,finished,0.7,0.30000000000000004", "single,,4,0,finished,,")
+    )
+    assert [row[1:] for row in questions._failures_table(Tables(directory))[1:]] == [
+        ["single layer", "3", "3"], ["MLET, k = 16", "0", "3"], ["single layer", "0", "2"], ["MLET, k = 16", "0", "3"],
+    ]  # fmt: skip
+
+
+def test_a_run_is_in_a_table_once_whatever_was_chosen_for_it(directory):
+    """Once: its old row and its new one were taken together. In a table of trials each choice has a row."""
+    table = write(directory / "fair-fight-sgd.csv", [("single", 4, 0, 0.7)], {"table_learning_rate": "3.2"})
+    row = table.read_text().splitlines()[1]
+    table.write_text(table.read_text() + row.replace("3.2", "6.4") + "\n")
+    with pytest.raises(ResultsError, match=r"fair-fight-sgd.csv: has single k=- d=4 seed 0 twice"):
+        results.read(table)
+    trials = table.rename(directory / "fair-fight-sgd-trials.csv")
+    assert len(results.read(trials)) == 2
+    with pytest.raises(ResultsError, match=r"not a table of an experiment's own runs; expected fair-fight-sgd\.csv"):
+        compare(f"{trials}:single", f"{trials}:single")
+
+
+def test_what_diverged_has_no_measures_and_what_is_measured_of_a_run_is_there_once(directory):
+    table = write(directory / "a.csv", [("single", 4, 0, 0.7)])
+    table.write_text(table.read_text().replace("finished", "diverged"))
+    with pytest.raises(ResultsError, match=r"a\.csv:2: not a run: .*status diverged, and measures"):
+        results.read(table)
+    thirds, spectra = directory / "a-frequency.csv", directory / "a-spectra.csv"
+    line = "single,,4,0,rare,9,3,0.5,0.5\n"
+    thirds.write_text("arm,inner_dim,embedding_dim,seed,ids,rows,at_most,auc,log_loss\n" + 2 * line)
+    with pytest.raises(ResultsError, match=r"a-frequency\.csv: has single k=- d=4 seed 0 twice"):
+        results.read_thirds(thirds)
+    for values in ("", "1.0 nan", "1.0 -1"):
+        spectra.write_text(
+            f"arm,inner_dim,embedding_dim,seed,step,feature,num_embeddings,values\nsingle,,4,0,10,user,9,{values}\n"
+        )
+        with pytest.raises(ResultsError, match=r"a-spectra\.csv:2: not a run: .*singular values"):
+            results.read_spectra(spectra)
+
+
+def test_a_table_that_one_question_can_not_read_costs_that_question_alone(directory, capsys):
+    """Once: a traceback, and no page."""
+    rows = [(arm, 4, seed, 0.7 + seed / 99) for arm in ("single", "mlet", "mine") for seed in range(3)]
+    write(directory / "paper-grid.csv", rows[:6])
+    write(directory / "deepfm-controls.csv", rows)
+    (directory / "deepfm-controls-frequency.csv").write_text(
+        "arm,inner_dim,embedding_dim,seed,ids,rows,at_most,auc,log_loss\n"
+    )
+    assert main(["report", str(directory.parent), "--dataset", "shop"]) == 1
+    assert "deepfm-controls: StatisticsError" in capsys.readouterr().err
+    page = (directory / "claims.md").read_text()
+    assert "**shop: can't be judged: " in page
+    assert "MLET beats the single layer" in page
+
+
+def test_a_way_of_which_a_run_diverged_is_not_on_the_front():
+    """Once: the one seed that was left of five stood for it."""
+    points = [Served("single", "single", 4, 100, (0.7, 0.7), 0), Served("hashed", "hashed", 4, 50, (0.9,), 4)]
+    assert [point.arm for point in pareto(points)] == ["single"]
+
+
+def test_rates_at_which_a_seed_diverged_and_other_arms_are_not_drawn(directory, monkeypatch):
+    """Once: by those of its seeds that were left, and frozen W2s as MLET's."""
+    rows = [(arm, 4, seed, auc) for arm, auc in (("single", 0.7), ("frozen", 0.5)) for seed in range(2)]
+    text = write(directory / "fair-fight-sgd-trials.csv", rows, {"table_learning_rate": "3.2"}).read_text()
+    more = write(
+        directory / "more.csv", [("single", 4, 0, 0.9), ("single", 4, 1, None)], {"table_learning_rate": "6.4"}
+    )
+    (directory / "fair-fight-sgd-trials.csv").write_text(text + more.read_text().partition("\n")[2])
+    drawn = []
+    monkeypatch.setattr(figures, "over_table_rate", lambda trials, *others: drawn.extend(trials["SGD"]))
+    draw_rates(directory, directory)
+    assert {(row.arm, row.tuned["table_learning_rate"]) for row in drawn} == {("single", "3.2")}
+
+
+def test_equal_differences_have_no_interval_though_their_last_digits_differ():
+    gain = difference([0.71 - 0.7, 0.72 - 0.71, 0.735 - 0.725])
+    assert gain.interval == difference([0.01] * 3).interval
 
 
 def test_what_was_run_and_diverged_is_not_called_not_run(directory, capsys):

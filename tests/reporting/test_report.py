@@ -241,7 +241,7 @@ def test_committed_claims_are_those_of_the_committed_results():
 
 def test_served_bytes_have_a_pareto_front():
     points = [("a", 10, 0.5), ("b", 20, 0.4), ("c", 20, 0.6), ("d", 30, 0.6), ("e", 5, 0.1)]
-    front = curves.pareto([curves.Served(name, name, 4, size, (mean,)) for name, size, mean in points])
+    front = curves.pareto([curves.Served(name, name, 4, size, (mean,), 0) for name, size, mean in points])
     assert [point.arm for point in front] == ["e", "a", "c"]
 
 
@@ -485,7 +485,7 @@ def test_what_can_not_be_judged_says_so_on_the_page_beside_all_else(tmp_path):
     _with_settings(directory / "paper-grid.csv", [("single", "", d, "", "", 0.7 + d / 100) for d in (2, 4)])
     _with_settings(directory / "controls.csv", [("single", "", 2, "", rate, 0.7) for rate in ("0.2", "3.2")])
     with pytest.raises(
-        ResultsError, match=r"claims\.md: some claims couldn't be judged, all else is there:\n  can't be"
+        ResultsError, match=r"claims\.md: some claims couldn't be judged or drawn, all else is there:\n  can't be"
     ):
         list(reproduction.publish(tmp_path, page, tmp_path, ["clicks"]))
     assert "| at the paper's rate | d=2 to 4 | validation auc | +0.0200 |" in page.read_text()
