@@ -60,6 +60,21 @@ def together(tables: Tables) -> Gains:
     return {key: [statistics.fmean(its) for its in found[key].values()] for key in sorted(found, key=_by_d)}
 
 
+def pairs(tables: Tables) -> list[list[str]]:
+    """How many pairs of runs `together` is the mean of at each d, and how many lack a side."""
+    made: dict[int, int] = {}
+    lost: dict[int, int] = {}
+    for mlet, single, _ in _of_each(tables, DLRM):
+        for d in mlet.points.keys() & single.points.keys():
+            whole = len(gains_by_seed(mlet.points[d], single.points[d], TEST_AUC))
+            runs = (len(side.points[d]) + side.diverged.get(d, 0) for side in (mlet, single))
+            made[d], lost[d] = made.get(d, 0) + whole, lost.get(d, 0) + max(runs) - whole
+    return [
+        ["d", "pairs of runs", "without one of the two"],
+        *([str(d), str(made[d]), str(lost[d])] for d in sorted(made)),
+    ]
+
+
 def _by_d(key: tuple[str, str]) -> float:
     d = key[0].removeprefix("d=")
     return int(d) if d.isdigit() else math.inf

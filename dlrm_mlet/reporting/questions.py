@@ -243,7 +243,7 @@ QUESTIONS = (
         "compares both at one learning rate.",
         "MLET over the single layer on test, each with its own best rates. Of each seed the mean is taken over the "
         "points of the fights below that both sides finished; the interval is over the seeds.",
-        {TUNED: Group(fights.DLRM, fights.together)},
+        {TUNED: Group(fights.DLRM, fights.together)}, table=fights.pairs, experiments=fights.DLRM,
     ),
     Claim(
         "half-as-wide",

@@ -102,6 +102,7 @@ def test_the_fights_together_are_the_mean_over_points_seed_by_seed(directory):
     write(directory / "deepfm-adam.csv", [(arm, 2, seed, 0.5) for arm in ("single", "mlet") for seed in range(4)])
     points = {point.name: point for point in judging.points(claim("all-fights"), Tables(directory))}
     assert list(points) == ["d=2", "d=4", "all d"]
+    assert claim("all-fights").table(Tables(directory))[1:] == [["2", "8", "0"], ["4", "7", "1"]]
     expected = [statistics.fmean(its) for its in gains.values()]
     assert points["all d"].gain.mean == pytest.approx(statistics.fmean(expected))
     assert points["all d"].gain.std == pytest.approx(statistics.stdev(expected))
