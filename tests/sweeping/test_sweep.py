@@ -201,7 +201,10 @@ def test_no_worker_outlives_its_sweep(clicks_directory, tmp_path, number):
     command = [sys.executable, "-m", "dlrm_mlet", "sweep", str(path), "--data", str(clicks_directory), "--jobs", "2",
                "--out", str(tmp_path / "out")]  # fmt: skip
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, env=environment)
+    # under nohup a hang-up is ignored, and a sweep ignores it then too
+    heard = None if number == signal.SIGKILL else lambda: signal.signal(number, signal.SIG_DFL)
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, env=environment,
+                               preexec_fn=heard)  # fmt: skip  # noqa: PLW1509
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out").rglob("checkpoint.pt")) and time.monotonic() < deadline:
         time.sleep(0.05)
