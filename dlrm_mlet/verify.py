@@ -169,11 +169,12 @@ def _table(path: Path) -> str:
     said, records = f"{len(rows)} runs; commit {', '.join(commits) or 'unknown'}", _records_beside(path)
     if not records:
         return said
-    without, found = 0, set()
+    without = 0
+    found: set[Path] = set()
     for row in rows:
-        mine = [place for place, run in records.get(_key(row), ()) if _is_of(row, run)]
-        found |= set(mine)
-        wrong = [_differences(row, run) for place, run in records.get(_key(row), ()) if place in mine]
+        mine = {place: run for place, run in records.get(_key(row), ()) if _is_of(row, run)}
+        found |= mine.keys()
+        wrong = [_differences(row, run) for run in mine.values()]
         if wrong and all(wrong):
             raise VerifyError(
                 f"{path}: {row['arm'] or 'the run'} k={row['inner_dim'] or '-'} d={row['embedding_dim']} seed "
@@ -194,21 +195,20 @@ Key = tuple[str, ...]
 def _records_beside(table: Path) -> dict[Key, list[tuple[Path, Record]]]:
     """The records that lie beside a table of runs or of trials, by the arm, d and seed of their runs."""
     name = table.stem.removesuffix("-trials")
+    is_search = name != table.stem
     place = table.parent if table.parent.name == name else table.with_name(name)
     found: dict[Key, list[tuple[Path, Record]]] = {}
     if place != table.parent and (place / f"{name}.csv").exists():
         return found  # they are of that table; this one is published, and of other runs
-    trials = place / "trials"
-    for path in (trials if name != table.stem else place).rglob(record.FILE):
-        root = trials if path.is_relative_to(trials) else place
-        if (root == trials) == (name != table.stem):
-            with contextlib.suppress(ValueError, LookupError, TypeError):  # what isn't one is told of for itself
-                if run := record.read(path.parent):
-                    parts = path.relative_to(root).parts
-                    d = run.config["model"]["embedding_dim"]
-                    found.setdefault((parts[0] if len(parts) > 2 else "", str(d), str(run.seed)), []).append(
-                        (path, run)
-                    )
+    place = place / "trials" if is_search else place
+    for path in place.rglob(record.FILE):
+        parts = path.relative_to(place).parts
+        if parts[0] == "trials" and not is_search:
+            continue
+        with contextlib.suppress(ValueError, LookupError, TypeError):  # what isn't one is told of for itself
+            if run := record.read(path.parent):
+                key = (parts[0] if len(parts) > 2 else "", str(run.config["model"]["embedding_dim"]), str(run.seed))
+                found.setdefault(key, []).append((path, run))
     return found
 
 

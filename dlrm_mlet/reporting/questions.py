@@ -8,12 +8,7 @@ from pathlib import Path
 from dlrm_mlet.config import TrainingConfig
 from dlrm_mlet.extras import needs
 from dlrm_mlet.reporting import fights, figures, order, results, step_law
-from dlrm_mlet.reporting.curves import (
-    by_bytes,
-    make_curves,
-    pareto,
-    spread,
-)
+from dlrm_mlet.reporting.curves import by_bytes, make_curves, pareto, spread
 from dlrm_mlet.reporting.judging import (
     AUC,
     PAPER,
