@@ -4,9 +4,11 @@ import contextlib
 import math
 import statistics
 from collections.abc import Iterable
+from pathlib import Path
 
+from dlrm_mlet.reporting import forest
 from dlrm_mlet.reporting.curves import Curve, gains_by_seed, paired_gains
-from dlrm_mlet.reporting.judging import TEST_AUC, TEST_LOSS, Gains, Tables, levels, paired
+from dlrm_mlet.reporting.judging import TEST_AUC, TEST_LOSS, TUNED, Gains, Point, Tables, jointly, levels, paired
 
 NAMES = {  # of the experiment: what it is of, in words
     "fair-fight-sgd": "DLRM, plain SGD, batch 128",
@@ -22,6 +24,7 @@ NAMES = {  # of the experiment: what it is of, in words
 }
 DLRM = tuple(name for name in NAMES if name.startswith("fair-fight"))
 """Those of the paper's model."""
+SIDES = ("MLET ahead", "single layer ahead", "not decided")
 
 
 def gains(tables: Tables, experiment: str) -> Gains:
@@ -57,7 +60,9 @@ def together(tables: Tables) -> Gains:
             for seed, gain in gains_by_seed(mlet.points[d], single.points[d], TEST_AUC).items():
                 for name in (f"d={d}", "all d"):
                     found.setdefault((name, TEST_AUC), {}).setdefault(seed, []).append(gain)
-    return {key: [statistics.fmean(its) for its in found[key].values()] for key in sorted(found, key=_by_d)}
+    return {
+        key: [statistics.fmean(its) for its in found[key].values()] for key in sorted(found, key=lambda key: _d(key[0]))
+    }
 
 
 def pairs(tables: Tables) -> list[list[str]]:
@@ -75,9 +80,23 @@ def pairs(tables: Tables) -> list[list[str]]:
     ]
 
 
-def _by_d(key: tuple[str, str]) -> float:
-    d = key[0].removeprefix("d=")
+def _d(name: str) -> float:
+    d = name.removeprefix("d=")
     return int(d) if d.isdigit() else math.inf
+
+
+def draw(tables: Tables, path: Path) -> None:
+    """MLET's gain of test AUC, a row a fight and a panel a d, with the interval that it has in its own section."""
+    found: dict[str, list[Point]] = {}
+    for name, text in NAMES.items():
+        with contextlib.suppress(FileNotFoundError):
+            joint = jointly({(TUNED, *key): values for key, values in gains(tables, name).items()})
+            for (_, d, measure), gain in joint.items():
+                if measure == TEST_AUC:
+                    side = SIDES[0 if gain.low > 0 else 1 if gain.high < 0 else 2]
+                    found.setdefault(d, []).append(Point(side, text, measure, gain, (name,)))
+    title = f"{tables.directory.name}: MLET over the single layer of the same d, each with its own best rates"
+    forest.side_by_side({d: found[d] for d in sorted(found, key=_d)}, SIDES, title, path)
 
 
 def half_as_wide(tables: Tables) -> Gains:

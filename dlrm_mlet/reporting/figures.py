@@ -1,87 +1,28 @@
-"""Curves and measurements -> figures, as PNG and SVG, the same bytes each time."""
+"""Curves and measurements -> figures."""
 
 import math
 import statistics
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dlrm_mlet.extras import needs
-from dlrm_mlet.files import replacing
-from dlrm_mlet.reporting.curves import Curve, Difference, by_bytes, labels, pareto
+from dlrm_mlet.reporting import drawing
+from dlrm_mlet.reporting.curves import Curve, by_bytes, labels, pareto
 from dlrm_mlet.reporting.results import Look, Row, Spectrum
 from dlrm_mlet.reporting.step_law import by_row_rate
 
 with needs("reporting"):
-    import matplotlib
-    import matplotlib.pyplot as plt
     from matplotlib.axes import Axes
-    from matplotlib.ticker import LogFormatter, NullFormatter
-
-matplotlib.use("Agg")
-
-
-class Point(Protocol):
-    """A difference to be drawn: see judging.Point."""
-
-    @property
-    def group(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def measure(self) -> str: ...
-    @property
-    def gain(self) -> Difference: ...
-
-
-NAMES = {"auc": "AUC", "log_loss": "LogLoss (nats)"}
-MARKERS = "s^Dv<>P*Xdphx+"
-STYLE: Any = {
-    "font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "svg.hashsalt": "dlrm_mlet",
-    "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False,
-}  # fmt: skip
-
-
-@contextmanager
-def _figure(path: Path, panels: int, title: str, width: float = 6.4, height: float = 4.4) -> Iterator[Sequence[Axes]]:
-    """Panels side by side to draw on, written to `path`.png and .svg afterwards."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, panels, figsize=(width * panels, height), squeeze=False, layout="constrained")
-        yield axes[0]
-        for axis in (axis for ax in axes[0] for axis in (ax.xaxis, ax.yaxis)):
-            if isinstance(axis.get_major_formatter(), LogFormatter):  # writes mathematics, which isn't parsed
-                axis.set_major_formatter("{x:g}")
-                axis.set_minor_formatter(NullFormatter())
-        figure.suptitle(title, fontsize=10)
-        for file in files(path):
-            with replacing(file) as partial:
-                # without the date and the version, the same results give the same bytes
-                plain = {"Date": None} if file.suffix == ".svg" else {"Software": None}
-                figure.savefig(partial, format=file.suffix[1:], dpi=150, metadata=plain)
-        plt.close(figure)
-
-
-def files(path: Path) -> list[Path]:
-    """The files of a figure."""
-    return [path.parent / f"{path.name}.png", path.parent / f"{path.name}.svg"]
-
-
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31")
-"""Of Okabe and Ito (2008) but for the last, told apart by those too who see colours otherwise; marks do it in grey."""
-
-
-def _look(i: int) -> dict[str, Any]:
-    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
 def over_dimension(curves: Sequence[Curve], measures: Sequence[str], name: str, path: Path) -> None:
     """Each measure against d, one curve a model, the single layer dashed; error bars are standard deviations."""
     n = _n(len(found) for curve in curves for found in curve.points.values())
-    what = " and ".join(NAMES[measure.partition("_")[2]].partition(" ")[0] for measure in measures)
+    what = " and ".join(drawing.NAMES[measure.partition("_")[2]].partition(" ")[0] for measure in measures)
     title = f"{what} against the embedding dimension, {name}: mean ± standard deviation, {n}"
-    with _figure(path, len(measures), "\n".join(textwrap.wrap(title, 66 * len(measures)))) as axes:
+    with drawing.panels(path, len(measures), "\n".join(textwrap.wrap(title, 66 * len(measures)))) as axes:
         for ax, measure in zip(axes, measures, strict=True):
             _curves(ax, curves, measure)
 
@@ -100,7 +41,7 @@ def _curves(ax: Axes, curves: Sequence[Curve], measure: str) -> None:
         if curve.single:
             look: dict[str, Any] = {"color": "black", "linestyle": "--", "zorder": 3, "marker": "o"}
         else:
-            look = _look(others.index(curve))
+            look = drawing.look(others.index(curve))
         # each curve a little aside, so that error bars don't hide one another
         beside = [d * 2 ** (0.03 * (i - len(curves) / 2)) for d in curve.points]
         for place, d in zip(beside, curve.points, strict=True):  # each seed as a dot: a mean can hide one far off
@@ -114,47 +55,8 @@ def _curves(ax: Axes, curves: Sequence[Curve], measure: str) -> None:
     ax.set_xticks(ticks, [str(d) for d in ticks])
     split, _, metric = measure.partition("_")
     ax.set_xlabel("embedding dimension d (what is served)")
-    ax.set_ylabel(f"{split} {NAMES[metric]}")
+    ax.set_ylabel(f"{split} {drawing.NAMES[metric]}")
     ax.legend(frameon=False, fontsize=8 if len(curves) > 5 else 10)
-
-
-def forest(
-    found: Mapping[str, Sequence[Point]], groups: Sequence[str], margin: float | None, title: str, path: Path
-) -> None:
-    """A claim's differences with their intervals, a row a point and a panel a data set; groups by colour and mark.
-
-    The range is that of the means and of usual intervals: one that is far wider runs out at the edge. `margin` is
-    shaded: within it, differences count as none.
-    """
-    shown = [group for group in groups if any(point.group == group for its in found.values() for point in its)]
-    rows = max(map(len, found.values()))
-    with _figure(path, len(found), "\n".join(textwrap.wrap(title, 50 * len(found))), 5.6, 1.5 + 0.24 * rows) as axes:
-        for ax, (name, points) in zip(axes, found.items(), strict=True):
-            for i, point in enumerate(points):
-                gain = point.gain
-                look = _look(shown.index(point.group))
-                reach = [[gain.mean - gain.low], [gain.high - gain.mean]] if gain.n > 1 else None
-                ax.errorbar(gain.mean, -i, xerr=reach, capsize=3, linestyle="", **look)
-            for group in shown:
-                if len(shown) > 1:
-                    ax.errorbar([], [], label=group, linestyle="", **_look(shown.index(group)))
-            ax.axvline(0, color="black", linewidth=0.8)
-            if margin is not None:
-                ax.axvspan(-margin, margin, color="0.85", zorder=0)
-            names = [point.name + (" (one seed)" if point.gain.n == 1 else "") for point in points]
-            ax.set_yticks([-i for i in range(len(points))], names, fontsize=8)
-            ax.set_ylim(-len(points) + 0.4, 0.6)
-            means = [point.gain.mean for point in points]
-            usual = statistics.median((point.gain.high - point.gain.low) / 2 for point in points)
-            usual = usual if 0 < usual < math.inf else 0.2 * max(map(abs, means)) or 0.001
-            low, high = min(0.0, *means) - 1.6 * usual, max(0.0, *means) + 1.6 * usual
-            ax.set_xlim(low, high)
-            split, _, metric = points[0].measure.partition("_")
-            named = f"{split} {NAMES[metric]}" if metric in NAMES else points[0].measure
-            ax.set_xlabel(f"gain of {named}, positive is better")
-            ax.set_title(name, fontsize=10)
-        if len(shown) > 1:
-            axes[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.9 / (1.5 + 0.24 * rows)))
 
 
 def _limit(ax: Axes, curves: Sequence[Curve], measure: str) -> None:
@@ -182,7 +84,7 @@ def over_bytes(rows: Sequence[Row], name: str, path: Path) -> None:
     """Validation AUC against served bytes, one curve an arm, and the Pareto front as a line beneath."""
     points = by_bytes(rows)
     title = f"AUC against the bytes of the tables, {name}: mean ± standard deviation"
-    with _figure(path, 1, title, width=9, height=5.4) as (ax,):
+    with drawing.panels(path, 1, title, width=9, height=5.4) as (ax,):
         front = pareto(points)
         sizes, best = [point.nbytes for point in front], [point.mean for point in front]
         ax.step(sizes, best, where="post", color="0.8", linewidth=5, label="Pareto front")
@@ -191,7 +93,7 @@ def over_bytes(rows: Sequence[Row], name: str, path: Path) -> None:
             mine = sorted((point.nbytes, point.mean, point.std) for point in points if point.arm == arm)
             sizes, means, bars = (list(column) for column in zip(*mine, strict=True))
             line = "-" if arm.startswith(("single", "mlet", "low-rank", "pruned")) else ""
-            ax.errorbar(sizes, means, yerr=bars, capsize=2, linestyle=line, label=arm, **_look(i))
+            ax.errorbar(sizes, means, yerr=bars, capsize=2, linestyle=line, label=arm, **drawing.look(i))
         ax.set_xscale("log", base=2)
         smallest, largest = (extreme(point.nbytes for point in points) for extreme in (min, max))
         ticks = [2**power for power in range(10, 40) if smallest <= 2 ** (power + 1) and 2 ** (power - 1) <= largest]
@@ -224,14 +126,14 @@ def two_orders(
     reach = [min(bar, 3 * statistics.median(bars)) + 0.002 for bar in bars]
     ends = [(statistics.fmean(v) - r, statistics.fmean(v) + r) for v, r in zip(every, reach, strict=True)]
     title = f"{measure} by {names[0]}, and by {names[1]}: mean ± standard deviation, {_n(map(len, every))}"
-    with _figure(path, len(found), title, 6.8, 1.7 + 0.27 * rows) as axes:
+    with drawing.panels(path, len(found), title, 6.8, 1.7 + 0.27 * rows) as axes:
         for ax, (group, methods) in zip(axes, found.items(), strict=True):
             for i, (one, other, _) in enumerate(methods.values()):
                 means = [statistics.fmean(values) for values in (one, other)]
                 ax.plot(means, [-i, -i], color="0.75", linewidth=1, zorder=1)
                 for values, mean, look in (
-                    (one, means[0], {"marker": "o", "color": COLOURS[5], "markerfacecolor": "white"}),
-                    (other, means[1], {"marker": "s", "color": COLOURS[0]}),
+                    (one, means[0], {"marker": "o", "color": drawing.COLOURS[5], "markerfacecolor": "white"}),
+                    (other, means[1], {"marker": "s", "color": drawing.COLOURS[0]}),
                 ):
                     bar = statistics.stdev(values) if len(values) > 1 else 0.0
                     ax.plot(values, [-i] * len(values), ".", markersize=3, alpha=0.6, color=look["color"])
@@ -246,8 +148,10 @@ def two_orders(
             beside.spines["right"].set_visible(False)
             ax.set_xlabel(measure)
             ax.set_title(f"{group}; at the right: rank by the one → by the other", fontsize=9)
-        axes[0].errorbar([], [], label=names[0], linestyle="", marker="o", color=COLOURS[5], markerfacecolor="white")
-        axes[0].errorbar([], [], label=names[1], linestyle="", marker="s", color=COLOURS[0])
+        axes[0].errorbar(
+            [], [], label=names[0], linestyle="", marker="o", color=drawing.COLOURS[5], markerfacecolor="white"
+        )
+        axes[0].errorbar([], [], label=names[1], linestyle="", marker="s", color=drawing.COLOURS[0])
         axes[0].legend(
             frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.6 / (1.7 + 0.27 * rows)), ncols=2
         )
@@ -259,7 +163,7 @@ def spectra(found: Sequence[Spectrum], name: str, path: Path) -> None:
     found = [s for s in found if s.embedding_dim == d]
     models = {series: label for series, label in names.items() if any(s.series == series for s in found)}
     title = f"{name}: singular values at the end of training, d = {d}, mean and range over seeds"
-    with _figure(path, 3, title, width=4.4) as axes:
+    with drawing.panels(path, 3, title, width=4.4) as axes:
         for ax, (feature, n) in zip(axes, largest_tables(found)[:3], strict=False):
             for i, (series, label) in enumerate(models.items()):
                 mine = [s for s in found if (s.feature, s.series) == (feature, series)]
@@ -268,7 +172,7 @@ def spectra(found: Sequence[Spectrum], name: str, path: Path) -> None:
                 low = [mean - min(share) for mean, share in zip(means, shares, strict=True)]
                 high = [max(share) - mean for mean, share in zip(means, shares, strict=True)]
                 beside = [rank + 0.12 * (i - (len(models) - 1) / 2) for rank in range(1, d + 1)]
-                ax.errorbar(beside, means, yerr=[low, high], capsize=2, label=label, **_look(i))
+                ax.errorbar(beside, means, yerr=[low, high], capsize=2, label=label, **drawing.look(i))
             ax.axhline(0.01, color="black", linestyle=":", linewidth=1, label="the paper's 1 %")
             ax.set_yscale("log")
             ax.set_xlabel("singular value, from the largest")
@@ -298,13 +202,13 @@ def growth(found: Sequence[Spectrum], name: str, path: Path) -> None:
     feature, n = max(largest_tables(found), key=lambda table: _grown(found, table[0]))
     models = {series: label for series, label in names.items() if any(s.series == series for s in found)}
     title = f"{name}: growth of the singular values of {feature} (n = {n:,}), the most of all, d = {d}, mean over seeds"
-    with _figure(path, len(models), title, width=4.4) as axes:
+    with drawing.panels(path, len(models), title, width=4.4) as axes:
         for ax, (series, label) in zip(axes, models.items(), strict=True):
             mine = [s for s in found if (s.feature, s.series) == (feature, series)]
             steps = sorted({s.step for s in mine})
             for rank in range(d):
                 means = [statistics.fmean(s.values[rank] for s in mine if s.step == step) for step in steps]
-                ax.plot(steps, means, label=f"{rank + 1}", **_look(rank))
+                ax.plot(steps, means, label=f"{rank + 1}", **drawing.look(rank))
             ax.set_xlabel("step")
             ax.set_ylabel("singular value")
             ax.set_title(label, fontsize=10)
@@ -318,7 +222,7 @@ def over_steps(looks: Sequence[Look], name: str, path: Path) -> None:
     """Validation AUC and LogLoss against the step, a curve a model and d: the mean, and a band of the seeds' range."""
     names = labels(looks)
     models = list(dict.fromkeys((look.series, look.embedding_dim) for look in looks))
-    with _figure(path, 2, f"{name}: validation while training, mean and range over seeds") as axes:
+    with drawing.panels(path, 2, f"{name}: validation while training, mean and range over seeds") as axes:
         for ax, measure in zip(axes, ("auc", "log_loss"), strict=True):
             for i, (series, d) in enumerate(models):
                 by_step: dict[int, list[float]] = {}
@@ -326,12 +230,12 @@ def over_steps(looks: Sequence[Look], name: str, path: Path) -> None:
                     if (look.series, look.embedding_dim) == (series, d):
                         by_step.setdefault(look.step, []).append(getattr(look, measure))
                 steps, values = list(by_step), list(by_step.values())
-                style = _look(i)
+                style = drawing.look(i)
                 label = f"{names[series]} d={d}"
                 ax.plot(steps, [statistics.fmean(its) for its in values], label=label, markevery=0.25, **style)
                 ax.fill_between(steps, list(map(min, values)), list(map(max, values)), alpha=0.15, color=style["color"])
             ax.set_xlabel("step")
-            ax.set_ylabel(f"validation {NAMES[measure]}")
+            ax.set_ylabel(f"validation {drawing.NAMES[measure]}")
         axes[0].legend(frameon=False, fontsize=8)
 
 
@@ -347,13 +251,13 @@ def equation_6(changes: Sequence[Mapping[str, str]], path: Path) -> None:
     """Measured against predicted change of each singular value in a step, one panel a start."""
     starts = list(dict.fromkeys(change["start"] for change in changes))
     layers = sorted({change["layers"] for change in changes})
-    with _figure(path, len(starts), "equation 6 on a linear problem: change of each singular value in one step",
+    with drawing.panels(path, len(starts), "equation 6 on a linear problem: change of each singular value in one step",
                  width=5.4) as axes:  # fmt: skip
         for ax, start in zip(axes, starts, strict=True):
             for i, count in enumerate(layers):
                 mine = [c for c in changes if (c["start"], c["layers"]) == (start, count)]
                 x, y = ([abs(float(c[key])) for c in mine] for key in ("predicted", "measured"))
-                look = _look(i)
+                look = drawing.look(i)
                 ax.plot(x, y, look["marker"], color=look["color"], markersize=3, alpha=0.6, label=f"N = {count}")
             ends = [min(abs(float(c["predicted"])) for c in changes), max(abs(float(c["predicted"])) for c in changes)]
             ax.plot(ends, ends, color="black", linewidth=1)
@@ -373,7 +277,7 @@ def over_table_rate(trials: Mapping[str, Sequence[Row]], paper: float, name: str
     points = [[(row.embedding_dim, row.inner_dim, row.tuned["table_learning_rate"]) for row in rows]
               for rows in trials.values()]  # fmt: skip
     title = f"DLRM on {name}: mean ± standard deviation, {_n(its.count(one) for its in points for one in its)}"
-    with _figure(path, len(trials), title, width=5.2) as axes:
+    with drawing.panels(path, len(trials), title, width=5.2) as axes:
         for ax, (optimizer, rows) in zip(axes, trials.items(), strict=True):
             models = dict.fromkeys((row.embedding_dim, row.inner_dim) for row in rows)
             for d, inner_dim in sorted(models, key=lambda model: (model[1] != "", model[0])):
@@ -413,12 +317,12 @@ def over_row_rate(rows: Sequence[Row], paper: float, name: str, path: Path) -> N
     sizes = sorted({size for _, size in found})
     ticks = sorted({rate for scores in found.values() for rate in scores})
     seeds = len({row.seed for row in rows})
-    with _figure(path, len(models), f"{name}: mean ± standard deviation over {seeds} seeds", width=5.6) as axes:
+    with drawing.panels(path, len(models), f"{name}: mean ± standard deviation over {seeds} seeds", width=5.6) as axes:
         for ax, model in zip(axes, models, strict=True):
             for i, size in enumerate(sizes):
                 scores = found.get((model, size), {})
                 whole = {rate: values for rate, values in scores.items() if values}
-                look, aside = _look(i), 2 ** (0.06 * i)  # so that error bars don't hide one another
+                look, aside = drawing.look(i), 2 ** (0.06 * i)  # so that error bars don't hide one another
                 means = [statistics.fmean(values) for values in whole.values()]
                 bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in whole.values()]
                 ax.errorbar([rate * aside for rate in whole], means, bars, capsize=2, label=f"B = {size}", **look)
@@ -442,10 +346,10 @@ def over_row_rate(rows: Sequence[Row], paper: float, name: str, path: Path) -> N
 
 def over_rate(scores: Mapping[str, Mapping[float, Sequence[float]]], measure: str, path: Path) -> None:
     """Scores of several models against the tables' learning rate; what diverged isn't drawn, the best is ringed."""
-    with _figure(path, 1, f"{measure} by the tables' learning rate: seeds, mean ± standard deviation") as (ax,):
+    with drawing.panels(path, 1, f"{measure} by the tables' learning rate: seeds, mean ± standard deviation") as (ax,):
         for i, (name, rates) in enumerate(scores.items()):
             whole = {rate: found for rate, found in rates.items() if all(map(math.isfinite, found))}
-            look: dict[str, Any] = _look(i) | {"linestyle": "--" if i == 0 else "-"}
+            look: dict[str, Any] = drawing.look(i) | {"linestyle": "--" if i == 0 else "-"}
             beside = [rate * 2 ** (0.06 * i) for rate in whole]  # so that error bars don't hide one another
             means = [statistics.fmean(found) for found in whole.values()]
             bars = [statistics.stdev(found) if len(found) > 1 else 0.0 for found in whole.values()]
@@ -470,7 +374,7 @@ def steps(result: Mapping[str, Any], path: Path) -> None:
     names = [name for name in looks if f"{name}_ms" in points[0]]
     width = 0.8 / len(names)
     title = f"{result['device']}: median and quartiles over {result['rounds']} rounds"
-    with _figure(path, 1, title, width=9) as (ax,):
+    with drawing.panels(path, 1, title, width=9) as (ax,):
         places = range(len(points))
         for i, name in enumerate(names):
             medians = [point[f"{name}_ms"] for point in points]

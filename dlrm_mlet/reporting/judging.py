@@ -70,7 +70,7 @@ class Claim:
     experiments: tuple[str, ...] = ()
     """What the table is read from."""
     figure: Callable[["Tables", Path], None] | None = None
-    """Where there are no groups: draws the table into <path>.png and .svg."""
+    """Draws what isn't of the groups into <path>.png and .svg, a picture a data set."""
 
 
 class Tables:

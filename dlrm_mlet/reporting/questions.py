@@ -237,8 +237,9 @@ QUESTIONS = (
         "The fair fights of DLRM, all together",
         "compares both at one learning rate.",
         "MLET over the single layer on test, each with its own best rates. Of each seed the mean is taken over the "
-        "points of the fights below that both sides finished; the interval is over the seeds.",
-        {TUNED: Group(fights.DLRM, fights.together)}, table=fights.pairs, experiments=fights.DLRM,
+        "points of the fights below that both sides finished; the interval is over the seeds. The pictures of a data "
+        "set have each fight, those of other models too.",
+        {TUNED: Group(fights.DLRM, fights.together)}, table=fights.pairs, experiments=fights.DLRM, figure=fights.draw,
     ),
     Claim(
         "half-as-wide",

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from dlrm_mlet.config import TrainingConfig
 from dlrm_mlet.files import replacing
-from dlrm_mlet.reporting import figures, results, step_law
+from dlrm_mlet.reporting import drawing, figures, results, step_law
 from dlrm_mlet.reporting.curves import (
     Curve,
     Difference,
@@ -87,18 +87,18 @@ def draw(table: Path, target: Path) -> list[Path]:
             if any(curve.points for curve in chosen):
                 path = target / f"{table.stem}-figure-{number}"
                 figures.over_dimension(chosen, measures, name, path)
-                written += figures.files(path)
+                written += drawing.files(path)
     elif not any(row.measures for row in rows):  # all diverged: the page says so
         pass
     elif any(key in SMALLER for row in rows for key in row.settings):
         figures.over_bytes(rows, name, place)
-        written += figures.files(place)
+        written += drawing.files(place)
     elif step_law.is_one(rows):
         figures.over_row_rate(rows, TrainingConfig.learning_rate / TrainingConfig.batch_size, name, place)
-        written += figures.files(place)
+        written += drawing.files(place)
     elif any(curve.points for curve in curves):
         figures.over_dimension(curves, BOTH, name, place)
-        written += figures.files(place)
+        written += drawing.files(place)
     thirds: list[Third] = []
     if (beside := table.with_name(f"{table.stem}-frequency.csv")).exists():
         thirds = results.read_thirds(beside)
@@ -109,7 +109,7 @@ def draw(table: Path, target: Path) -> list[Path]:
         _check_of(rows, found, beside)
         figures.spectra(found, name, target / f"{table.stem}-spectra")
         figures.growth(found, name, target / f"{table.stem}-growth")
-        written += figures.files(target / f"{table.stem}-spectra") + figures.files(target / f"{table.stem}-growth")
+        written += drawing.files(target / f"{table.stem}-spectra") + drawing.files(target / f"{table.stem}-growth")
         page += "\n".join(["", *_spectra_table(found), ""])
     if not step_law.is_one(rows) and (gained := _frequency_table(thirds)):
         page += "\n".join(["", *gained, ""])
@@ -117,7 +117,7 @@ def draw(table: Path, target: Path) -> list[Path]:
         looks = results.read_looks(beside)
         _check_of(rows, looks, beside)
         figures.over_steps(looks, name, target / f"{table.stem}-curve")
-        written += figures.files(target / f"{table.stem}-curve")
+        written += drawing.files(target / f"{table.stem}-curve")
     with replacing(target / f"{table.stem}.md") as partial:
         partial.write_text(page, encoding="utf-8")
     return [*written, target / f"{table.stem}.md"]
@@ -163,7 +163,7 @@ def draw_rates(dataset: Path, target: Path) -> list[Path]:
         return []
     place = target / "table-learning-rate"
     figures.over_table_rate(trials, TrainingConfig.learning_rate, dataset.name, place)
-    return figures.files(place)
+    return drawing.files(place)
 
 
 def _tried(row: Row) -> tuple[object, ...]:
@@ -187,13 +187,13 @@ def draw_steps(timings: Path, target: Path) -> list[Path]:
         raise ResultsError(f"{timings}: not what dlrm-mlet benchmark writes: {error!r}; expected it again") from None
     with replacing(page) as partial:
         partial.write_text("\n".join(lines), encoding="utf-8")
-    return [*figures.files(target / timings.stem), page]
+    return [*drawing.files(target / timings.stem), page]
 
 
 def _draw_equation_6(table: Path, target: Path) -> list[Path]:
     with table.open(newline="", encoding="utf-8") as file:
         figures.equation_6(list(csv.DictReader(file)), target / table.stem)
-    return figures.files(target / table.stem)
+    return drawing.files(target / table.stem)
 
 
 def markdown(rows: Sequence[Row], curves: Sequence[Curve], name: str, source: str, thirds: Sequence[Third] = ()) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from dlrm_mlet.files import replacing
-from dlrm_mlet.reporting import figures, judging, results
+from dlrm_mlet.reporting import drawing, forest, judging, results
 from dlrm_mlet.reporting.claims import CLAIMS
 from dlrm_mlet.reporting.curves import as_markdown
 from dlrm_mlet.reporting.judging import MARGIN, PAPER, TUNED, Claim, Counts, Point, Tables
@@ -89,11 +89,11 @@ def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | No
         if drawn:
             path = out / FIGURES / claim.name
             (path.parent).mkdir(parents=True, exist_ok=True)
-            figures.forest({name: _first_measure(its) for name, its in drawn.items()}, list(claim.groups),
+            forest.differences({name: _first_measure(its) for name, its in drawn.items()}, list(claim.groups),
                            MARGIN if claim.is_equality else None, claim.text, path)  # fmt: skip
-            yield from figures.files(path)
+            yield from drawing.files(path)
         if claim.figure is not None:
-            for name in (name for name, its in found.items() if not its.refused):
+            for name in (name for name, its in found.items() if _is_drawn(claim, its)):
                 path = out / FIGURES / f"{claim.name}-{name}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 tables = Tables(directory / name)
@@ -102,7 +102,7 @@ def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | No
                 except UNREADABLE as error:
                     failed.append(f"can't be drawn: {_why(error, claim, tables)}")
                 else:
-                    yield from figures.files(path)
+                    yield from drawing.files(path)
     with replacing(out / "claims.csv") as partial:
         partial.write_text(as_csv(judged), encoding="utf-8")
     yield out / "claims.csv"
@@ -256,10 +256,15 @@ def _section(claim: Claim, found: Outcomes, out: str, directory: str) -> list[st
             "",
         ]
     for name, outcome in found.items():
-        if claim.figure:
+        if _is_drawn(claim, outcome):
             lines += [f"![{claim.text}: {name}]({quote(f'{out}/{FIGURES}/{claim.name}-{name}.svg')})", ""]
         lines += _of_dataset(claim, name, outcome, directory)
     return lines[:-1]
+
+
+def _is_drawn(claim: Claim, outcome: Outcome) -> bool:
+    """Whether a data set has a picture of its own."""
+    return claim.figure is not None and not outcome.refused and (bool(outcome.points) or not claim.groups)
 
 
 def _of_dataset(claim: Claim, name: str, outcome: Outcome, directory: str) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dlrm_mlet.__main__ import main
-from dlrm_mlet.reporting import figures, judging, publishing, questions, reproduction, results
+from dlrm_mlet.reporting import figures, forest, judging, publishing, questions, reproduction, results
 from dlrm_mlet.reporting.claims import CLAIMS
 from dlrm_mlet.reporting.compare import compare
 from dlrm_mlet.reporting.curves import Served, as_markdown, difference, pareto
@@ -279,3 +279,34 @@ def test_a_name_with_a_blank_is_linked_and_quoted(tmp_path, capsys):
 
 def test_a_bar_in_a_name_stays_in_its_cell():
     assert as_markdown([["a|b", "c"]]) == ["| a\\|b | c |", "| --- | --- |"]
+
+
+def test_the_picture_of_all_fights_has_the_intervals_of_each(directory, monkeypatch):
+    """A row through all panels, also where a fight lacks a d; where nothing can be compared there is no picture."""
+    runs = [(arm, d, seed, 0.7 + gain + seed**2 / 9000) for arm, gain in (("single", 0), ("mlet", 0.01))
+            for d in (2, 16) for seed in range(4)]  # fmt: skip
+    fight = write(directory / "fair-fight-sgd.csv", [(arm, d, seed, auc + (arm == "mlet") * seed / 9999)
+                                                     for arm, d, seed, auc in runs])  # fmt: skip
+    write(directory / "deepfm-adam.csv", [(arm, d, seed, 1.4 - auc - (arm == "mlet") * seed / 999)
+                                          for arm, d, seed, auc in runs if d == 16])  # fmt: skip
+    drawn: dict[str, list[judging.Point]] = {}
+    draw_all = forest.side_by_side
+    monkeypatch.setattr(forest, "side_by_side", lambda found, *rest: (drawn.update(found), draw_all(found, *rest)))
+    page, out = directory / "claims.md", directory.parent
+    list(reproduction.publish(out, page, out, ["shop"]))
+    assert "claims/all-fights-shop.svg" in page.read_text()
+    names = {d: {point.name.split(",")[0]: point.group for point in points} for d, points in drawn.items()}
+    assert names == {"d=2": {"DLRM": "MLET ahead"}, "d=16": {"DLRM": "MLET ahead", "DeepFM": "single layer ahead"}}
+    alone = [
+        its.gain for its in judging.points(claim("fair-fight-sgd"), Tables(directory)) if its.measure == "test_auc"
+    ]
+    assert alone == [drawn["d=2"][0].gain, drawn["d=16"][0].gain]
+
+    picture = out / "claims" / "all-fights-shop.svg"
+    picture.unlink()
+    (directory / "deepfm-adam.csv").unlink()
+    write(fight, [(arm, d, seed, None) for arm, d, seed, _ in runs])
+    list(reproduction.publish(out, page, out, ["shop"]))
+    assert "**shop: nothing to compare among the runs that finished**" in page.read_text()
+    assert "all-fights-shop" not in page.read_text()
+    assert not picture.exists()

@@ -1,0 +1,57 @@
+"""Panels to draw on -> PNG and SVG, the same bytes each time; colours and marks that are told apart in grey."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dlrm_mlet.extras import needs
+from dlrm_mlet.files import replacing
+
+with needs("reporting"):
+    import matplotlib
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import LogFormatter, NullFormatter
+
+matplotlib.use("Agg")
+
+NAMES = {"auc": "AUC", "log_loss": "LogLoss (nats)"}
+MARKERS = "s^Dv<>P*Xdphx+"
+STYLE: Any = {
+    "font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "svg.hashsalt": "dlrm_mlet",
+    "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False,
+}  # fmt: skip
+
+
+@contextmanager
+def panels(path: Path, count: int, title: str, width: float = 6.4, height: float = 4.4) -> Iterator[Sequence[Axes]]:
+    """Panels side by side to draw on, written to `path`.png and .svg afterwards."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, count, figsize=(width * count, height), squeeze=False, layout="constrained")
+        yield axes[0]
+        for axis in (axis for ax in axes[0] for axis in (ax.xaxis, ax.yaxis)):
+            if isinstance(axis.get_major_formatter(), LogFormatter):  # writes mathematics, which isn't parsed
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter(NullFormatter())
+        figure.suptitle(title, fontsize=10)
+        for file in files(path):
+            with replacing(file) as partial:
+                # without the date and the version, the same results give the same bytes
+                plain = {"Date": None} if file.suffix == ".svg" else {"Software": None}
+                figure.savefig(partial, format=file.suffix[1:], dpi=150, metadata=plain)
+        plt.close(figure)
+
+
+def files(path: Path) -> list[Path]:
+    """The files of a figure."""
+    return [path.parent / f"{path.name}.png", path.parent / f"{path.name}.svg"]
+
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31")
+"""Of Okabe and Ito (2008) but for the last, told apart by those too who see colours otherwise; marks do it in grey."""
+
+
+def look(i: int) -> dict[str, Any]:
+    """Colour and mark of the i-th of several."""
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
