@@ -7,10 +7,14 @@ import math
 import re
 import shutil
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from dlrm_mlet.config import Config, Experiment, Keep, Point
 from dlrm_mlet.data import schema as schemas
@@ -274,7 +278,7 @@ def _memory(config: Config, schema: Schema, devices: Devices, engine: str, toget
 def _disk(config: Config, schema: Schema) -> tuple[int, int, int]:
     """Bytes of a run's checkpoints: of one to go on from, of the largest that is written, of the one that it leaves."""
     shape = dataclasses.replace(config.model, start_as=None)
-    with torch.device("meta"):  # sizes without numbers
+    with torch.device("meta"), _NothingDrawn():  # sizes without numbers
         model = build(shape, len(schema.dense), schema.table_rows, None)
         smaller = served(model, shape)
     kept, a_row, _ = KEPT[config.training.optimizer]
@@ -289,6 +293,18 @@ def _disk(config: Config, schema: Schema) -> tuple[int, int, int]:
     trained, left = trained + remembered, left + RECORD
     looks = (steps_of(config.training, schema.rows["train"]) - 1) // config.training.evaluate_every
     return (0, trained, trained)[min(looks, 2)], (left, left, max(trained, left))[min(looks, 2)], left
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Starts nothing: what is drawn on meta torch does in Python, 2 s for the first and 0.1 s for each other model."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], _: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs, drawn = kwargs or {}, (torch.Tensor.normal_, torch.Tensor.uniform_)
+        if func in drawn or getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _is_table(name: str) -> bool:

@@ -60,7 +60,8 @@ class DotInteraction(nn.Module):
     def __init__(self, features: int):
         super().__init__()
         self.vectors = features + 1
-        row, column = torch.tril_indices(features + 1, features + 1, offset=-1)
+        # here, not on the device of a context: meta has these in Python alone
+        row, column = torch.tril_indices(features + 1, features + 1, offset=-1, device="cpu")
         # (F(F+1)/2,): the strict lower triangle's places in a flattened (F+1) x (F+1) matrix
         self.register_buffer("pairs", row * (features + 1) + column, persistent=False)
 
