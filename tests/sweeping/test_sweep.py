@@ -100,7 +100,7 @@ def test_a_record_of_another_config_or_data_set_stops_the_sweep(experiment, clic
 
 def test_a_stopped_sweep_keeps_what_is_finished_and_goes_on(clicks_directory, tmp_path):
     path = tmp_path / "long.toml"
-    path.write_text(GRID.replace("[grid]", "epochs = 8\n[grid]"))
+    path.write_text(GRID.replace("[grid]", "epochs = 3\n[grid]"))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "dlrm_mlet", "sweep", str(path), "--data", str(clicks_directory), "--jobs", "1",
                "--out", str(out)]  # fmt: skip
