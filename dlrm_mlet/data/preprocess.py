@@ -15,8 +15,10 @@ import numpy as np
 
 from dlrm_mlet.data import complete_journey, flights
 from dlrm_mlet.data import schema as schemas
+from dlrm_mlet.data.blocks import Block, RawError
 from dlrm_mlet.data.datasets import COMPLETE_JOURNEY, COMPLETE_JOURNEY_BY_TIME, FLIGHTS, Dataset
-from dlrm_mlet.data.raw import Block, Parts, RawError, ahead
+from dlrm_mlet.data.delimited import ahead
+from dlrm_mlet.data.raw import Parts
 from dlrm_mlet.data.rows import open_rows, with_columns
 from dlrm_mlet.data.schema import SPLITS, ColumnsError, Schema
 from dlrm_mlet.data.splits import deal

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dlrm_mlet.data.blocks import Block, RawError, Reader
 from dlrm_mlet.data.datasets import Dataset, Format
-from dlrm_mlet.data.raw import Block, Parts, RawError, Reader, open_raw
+from dlrm_mlet.data.raw import Parts, open_raw
 from dlrm_mlet.extras import needs
 
 with needs("data"):

@@ -5,8 +5,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from dlrm_mlet.data.blocks import RawError
 from dlrm_mlet.data.datasets import Dataset
-from dlrm_mlet.data.raw import RawError
 from dlrm_mlet.data.rows import moments
 from dlrm_mlet.data.schema import SPLITS
 from dlrm_mlet.data.spool import SpooledColumn

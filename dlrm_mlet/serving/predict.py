@@ -13,7 +13,8 @@ import numpy as np
 
 from dlrm_mlet.data import schema as schemas
 from dlrm_mlet.data.datasets import Dataset, Format
-from dlrm_mlet.data.raw import fields_of_first_line, names_of
+from dlrm_mlet.data.delimited import fields_of_first_line
+from dlrm_mlet.data.raw import open_raw
 from dlrm_mlet.data.rows import open_rows, refuser, with_columns
 from dlrm_mlet.data.schema import SPLITS, Schema, check_trained_on
 from dlrm_mlet.data.spool import Labels, Weights
@@ -247,12 +248,13 @@ class _Raw(_Feed):
         self.dataset = schema.as_dataset()
         format = _format_of(self.dataset, paths[0])
         self.lacks = None if format == self.dataset.format else self.dataset.label
-        has_label = {path: self.dataset.label in names_of(path, format) for path in paths}
+        names = {path: open_raw(path, (), format=format).names for path in paths}
+        has_label = {path: self.dataset.label in names[path] for path in paths}
         if len(set(has_label.values())) > 1:
             without = next(path for path, has in has_label.items() if not has)
             raise PredictError(f"{without}: has no column {self.dataset.label!r}, as others have; expected all or none")
         self.label = self.dataset.label if has_label[paths[0]] else None
-        weighted = all(self.dataset.weight in names_of(path, format) for path in paths)
+        weighted = all(self.dataset.weight in names[path] for path in paths)
         self.weight = self.dataset.weight if weighted and self.label else None
         self._labels = Labels(self.dataset.label, Path(), self.dataset.positive)
         hexadecimal = [name for name, its in self.vocabularies.items() if its.is_hexadecimal]

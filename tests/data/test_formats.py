@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
-from dlrm_mlet.data import raw
+from dlrm_mlet.data import delimited
+from dlrm_mlet.data.blocks import RawError
 from dlrm_mlet.data.columns import load
 from dlrm_mlet.data.datasets import AVAZU, AVAZU_AS_PUBLISHED, CRITEO_KAGGLE
 from dlrm_mlet.data.preprocess import preprocess
-from dlrm_mlet.data.raw import RawError
 from dlrm_mlet.data.synthetic import synthesize
 from dlrm_mlet.training.run import train
 
@@ -94,7 +94,7 @@ spoil = st.tuples(
 def test_the_loader_is_a_plain_loop_or_both_refuse(
     tmp_path, monkeypatch, rows, spoiled, ragged, both, cut, place, block_bytes
 ):
-    monkeypatch.setattr(raw, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", block_bytes)
     for column, value in spoiled:
         rows[place][column] = value
     if ragged > 0:

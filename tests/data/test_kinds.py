@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from dlrm_mlet.data.blocks import RawError
 from dlrm_mlet.data.columns import load
 from dlrm_mlet.data.datasets import Dataset, MultiValued, Time
 from dlrm_mlet.data.preprocess import preprocess
-from dlrm_mlet.data.raw import RawError
 from dlrm_mlet.data.schema import SPLITS, ColumnsError
 from dlrm_mlet.data.spool import places
 from dlrm_mlet.toml import ConfigError, build

@@ -11,11 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from dlrm_mlet.data import raw
+from dlrm_mlet.data import delimited
+from dlrm_mlet.data.blocks import RawError
 from dlrm_mlet.data.columns import load
 from dlrm_mlet.data.datasets import COMPLETE_JOURNEY, COMPLETE_JOURNEY_BY_TIME, FLIGHTS, Dataset
 from dlrm_mlet.data.preprocess import preprocess
-from dlrm_mlet.data.raw import RawError
 from dlrm_mlet.data.schema import SPLITS
 from dlrm_mlet.data.spool import put
 from dlrm_mlet.data.vocabulary import vocabulary_file
@@ -39,7 +39,7 @@ def obvious_columns(path: Path) -> tuple[list[list[float]], list[list[int]], lis
 
 @pytest.mark.parametrize("block_bytes", [1 << 10, 1 << 26])
 def test_rows_in_file_order_are_those_of_a_plain_loop(clicks_csv, tmp_path, monkeypatch, block_bytes):
-    monkeypatch.setattr(raw, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", block_bytes)
     schema = preprocess(ORDERED, tmp_path / "out", clicks_csv)
     columns = load(tmp_path / "out")
     dense, ids, labels, values = obvious_columns(clicks_csv)
@@ -85,7 +85,7 @@ def test_parquet_gives_what_csv_gives(clicks_csv, tmp_path):
     ],
 )
 def test_a_bad_row_is_named_and_nothing_is_left(clicks_csv, tmp_path, monkeypatch, row, message):
-    monkeypatch.setattr(raw, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 1000)
     lines = clicks_csv.read_text().splitlines()
     lines[101] = row
     path = tmp_path / "clicks.csv"

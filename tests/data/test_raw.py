@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dlrm_mlet.data import raw
+from dlrm_mlet.data import delimited
+from dlrm_mlet.data.blocks import RawError
 from dlrm_mlet.data.datasets import Format
-from dlrm_mlet.data.raw import RawError, open_raw
+from dlrm_mlet.data.raw import open_raw
 
 
 def rows_of(path: Path, columns: tuple[str, ...]) -> list[tuple[str | None, ...]]:
@@ -30,7 +31,7 @@ field = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_siz
     last_line_ends=st.booleans(),
 )
 def test_blocks_of_any_size_hold_what_the_csv_module_reads(tmp_path, monkeypatch, table, block_bytes, last_line_ends):
-    monkeypatch.setattr(raw, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", block_bytes)
     columns = tuple(f"c{i}" for i in range(len(table[0])))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *table])
@@ -67,7 +68,7 @@ def test_a_malformed_file_is_refused_by_line(tmp_path, text, message):
 
 
 def test_the_line_is_right_in_a_later_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 16)
     path = tmp_path / "table.tsv"
     path.write_text("a\tb\n" + "1\t2\n" * 50 + "3\n")
     with pytest.raises(RawError, match=r"table\.tsv:52: 1 field, or an empty line"):
@@ -121,7 +122,7 @@ def written(tmp_path, name: str, data: bytes) -> Path:
 )
 @pytest.mark.parametrize("block_bytes", [3, 1 << 20])
 def test_files_as_tools_write_them_are_read(tmp_path, monkeypatch, name, data, format, block_bytes):
-    monkeypatch.setattr(raw, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", block_bytes)
     path = written(tmp_path, name, data)
     assert [row for block in open_raw(path, ("a", "b"), format=format).blocks() for row in block.table.rows()] == GOOD
 
@@ -146,7 +147,7 @@ def test_files_as_tools_write_them_are_read(tmp_path, monkeypatch, name, data, f
 )
 @pytest.mark.parametrize("block_bytes", [3, 1 << 20])
 def test_files_that_cannot_be_read_say_what_to_do(tmp_path, monkeypatch, name, data, format, message, block_bytes):
-    monkeypatch.setattr(raw, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", block_bytes)
     path = written(tmp_path, name, data)
     with pytest.raises(RawError, match=message):
         list(open_raw(path, ("a", "b"), format=format).blocks())
@@ -159,16 +160,16 @@ def test_quotes_are_characters_where_they_are_said_to_be(tmp_path):
 
 
 def test_a_quote_that_never_closes_takes_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw, "BLOCK_BYTES", 100)
-    monkeypatch.setattr(raw, "LONGEST_ROW", 1 << 16)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(delimited, "LONGEST_ROW", 1 << 16)
     path = written(tmp_path, "q.csv", b'a,b\n1,2\n3,"' + b"x\n" * (1 << 17))
     with pytest.raises(RawError, match=r"q\.csv:3: a quote that opens here is never closed within 64 KiB"):
         list(open_raw(path, ("a", "b")).blocks())
 
 
 def test_a_line_that_never_ends_takes_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw, "BLOCK_BYTES", 1 << 12)
-    monkeypatch.setattr(raw, "LONGEST_ROW", 1 << 16)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr(delimited, "LONGEST_ROW", 1 << 16)
     path = written(tmp_path, "l.csv", b"a,b\n1,2\n3," + b"x" * (1 << 17))
     with pytest.raises(RawError, match=r"l\.csv:3: a line that doesn't end within 64 KiB; expected LF or CR LF"):
         list(open_raw(path, ("a", "b")).blocks())

@@ -16,10 +16,10 @@ import pandas as pd
 import polars as pl
 import pytest
 
+from dlrm_mlet.data.blocks import RawError
 from dlrm_mlet.data.columns import load
 from dlrm_mlet.data.datasets import Dataset
 from dlrm_mlet.data.preprocess import preprocess
-from dlrm_mlet.data.raw import RawError
 from dlrm_mlet.data.schema import ColumnsError
 from dlrm_mlet.toml import ConfigError
 

@@ -11,10 +11,10 @@ import torch
 
 from dlrm_mlet.__main__ import main
 from dlrm_mlet.config import Config, ModelConfig, TrainingConfig
+from dlrm_mlet.data.blocks import RawError
 from dlrm_mlet.data.columns import load
 from dlrm_mlet.data.datasets import BUILT_IN, Dataset
 from dlrm_mlet.data.preprocess import preprocess
-from dlrm_mlet.data.raw import RawError
 from dlrm_mlet.data.schema import ColumnsError
 from dlrm_mlet.data.synthetic import synthesize
 from dlrm_mlet.serving.export import export
