@@ -22,6 +22,7 @@ from dlrm_mlet.reporting.results import COMPANIONS, ResultsError
 DATASETS = {
     "flights": "NYC flights: 327,346 rows, 11 categorical columns with 10,604 values in all",
     "complete-journey": "Complete Journey: 1,469,307 rows, 12 categorical columns with 85,000 values in all",
+    "complete-journey-by-time": "Complete Journey split by time: the same rows; 82,472 values in those of training",
     "criteo-kaggle": "Criteo-Kaggle: 45,840,617 rows, 26 categorical columns with 33,762,577 values in all",
     "avazu": "Avazu: 40,428,967 rows, 21 categorical columns with 9,364,331 values in all",
 }

@@ -310,3 +310,15 @@ def test_the_picture_of_all_fights_has_the_intervals_of_each(directory, monkeypa
     assert "**shop: nothing to compare among the runs that finished**" in page.read_text()
     assert "all-fights-shop" not in page.read_text()
     assert not picture.exists()
+
+
+def test_a_narrower_single_layer_that_is_as_good_is_told_beside_mlet(directory):
+    """Where d is worth nothing, MLET's factors are no merit of its own."""
+    aucs = {("single", 2): 0.8, ("single", 4): 0.7, ("single", 8): 0.75, ("mlet", 2): 0.8}
+    write(directory / "paper-grid.csv", [(arm, d, seed, auc) for (arm, d), auc in aucs.items() for seed in range(2)])
+    smaller, tables = claim("smaller"), Tables(directory)
+    assert smaller.table(tables)[1:] == [
+        ["MLET k=16", "d=8", "4x (d=2)", "–"], ["single layer", "d=8", "4x (d=2)", "–"]
+    ]  # fmt: skip
+    said = "at the paper's rate 4x or more at 1 of 1, a narrower single layer at 1 of 1; tuned nothing to compare"
+    assert smaller.verdict(tables) == said
