@@ -89,6 +89,9 @@ def _rows(ax: Axes, points: Sequence[Point], rows: Sequence[int], looks: Looks) 
         reach = [[gain.mean - gain.low], [gain.high - gain.mean]] if gain.n > 1 else None
         ax.errorbar(gain.mean, -row, xerr=reach, capsize=3, linestyle="", **looks[point.group])
     ax.axvline(0, color="black", linewidth=0.8)
+    ax.tick_params(axis="x", labelsize=8)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.locator_params(axis="x", nbins=5)  # more numbers run into each other
 
 
 def _range(points: Sequence[Point]) -> tuple[float, float]:

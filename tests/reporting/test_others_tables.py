@@ -1,17 +1,19 @@
 """Tables that are unlike ours: a search of one rate, runs that diverged, one seed, equal counts."""
 
 import csv
+import itertools
 import math
 import statistics
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 from dlrm_mlet.__main__ import main
 from dlrm_mlet.reporting import figures, forest, judging, publishing, questions, reproduction, results
 from dlrm_mlet.reporting.claims import CLAIMS
 from dlrm_mlet.reporting.compare import compare
-from dlrm_mlet.reporting.curves import Served, as_markdown, difference, pareto
+from dlrm_mlet.reporting.curves import Difference, Served, as_markdown, difference, pareto
 from dlrm_mlet.reporting.judging import AUC, PAPER, TUNED, Tables
 from dlrm_mlet.reporting.questions import QUESTIONS
 from dlrm_mlet.reporting.report import draw, draw_rates
@@ -310,6 +312,32 @@ def test_the_picture_of_all_fights_has_the_intervals_of_each(directory, monkeypa
     assert "**shop: nothing to compare among the runs that finished**" in page.read_text()
     assert "all-fights-shop" not in page.read_text()
     assert not picture.exists()
+
+
+@pytest.mark.parametrize("reach", [0.00002, 0.0023, 0.0158, 0.19])
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_the_numbers_below_differences_stand_apart(tmp_path, monkeypatch, reach, side_by_side):
+    """Of one panel and of its neighbour, whatever the range is."""
+    figures_drawn: list[plt.Figure] = []
+    monkeypatch.setattr(plt, "close", figures_drawn.append)
+    gains = [Difference(sign * reach, reach / 9, reach * (sign - 0.1), reach * (sign + 0.1), 9) for sign in (-1, 0.1)]
+    points = [
+        judging.Point("of", name, "test_auc", gain, ()) for name, gain in zip(("a", "b" * 50), gains, strict=True)
+    ]
+    found = {f"d={d}": points for d in (2, 4, 8, 16)}
+    if side_by_side:
+        forest.side_by_side(found, ["of", "not"], "title", tmp_path / "drawn")
+    else:
+        forest.differences(found, ["of"], 0.002, "title", tmp_path / "drawn")
+    (figure,) = figures_drawn
+    figure.canvas.draw()
+    labels = [label for ax in figure.axes for label in ax.get_xticklabels()
+              if ax.get_xlim()[0] <= label.get_position()[0] <= ax.get_xlim()[1]]  # fmt: skip
+    boxes = sorted((label.get_window_extent().extents for label in labels), key=lambda box: box[0])
+    assert len(boxes) >= 2 * len(figure.axes)
+    assert all(left[2] < right[0] for left, right in itertools.pairwise(boxes))
+    monkeypatch.undo()
+    plt.close(figure)
 
 
 def test_a_narrower_single_layer_that_is_as_good_is_told_beside_mlet(directory):
