@@ -1,5 +1,6 @@
 """The Python of the docs runs, and prints what the page says."""
 
+import csv
 import dataclasses
 import importlib
 import json
@@ -149,6 +150,20 @@ def test_every_command_of_the_docs_is_one(page):
 def test_every_link_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_score_in_the_docs_is_one_of_the_results(page):
+    """Means with their deviation or interval, as some page of results/ or a row of claims.csv has them."""
+    results = "\n".join(path.read_text() for path in [*(ROOT / "results").rglob("*.md"), DOCS / "reproduction.md"])
+    results += re.sub(r" ± [\d.]+ (?=\[)", " ", results)
+    with (ROOT / "results/claims.csv").open() as file:
+        for row in csv.DictReader(file):
+            mean, low, high = (float(row[key]) for key in ("mean", "low", "high"))
+            results += f"\n{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+    text = re.sub(r"So it was tried once,.*?\n## ", "", page.read_text(), flags=re.S)  # of runs that aren't kept
+    for score in re.findall(r"[+-]?0\.\d{4} (?:± 0\.\d{4}|\[[^]]*\])", re.sub(r"\s+", " ", text)):
+        assert score in results, f"{page.name}: {score}"
 
 
 def test_the_first_page_can_be_read_in_a_minute():
