@@ -4,6 +4,9 @@
     python scripts/other_models.py flights deepfm --controls    # what decides the difference
     make figures                                                # the pages of the tables that it wrote
 
+A data set of your own goes by its name as well, once `dlrm-mlet preprocess` has written its columns in data/; not one
+with weights or multi-valued columns.
+
 For each embedding dimension and each side the rates of the tables and of all else are searched on validation: from
 three rates of the tables on, around the best, at least --trials of them and until the best has no neighbour that wasn't
 tried. Then --seeds fresh seeds are trained, and test is read once for each. Tables of 100 rows and more are converted.
@@ -29,7 +32,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,6 +116,8 @@ class Done:
     seconds: float
     commit: str | None = None
     """Of the code that made it."""
+    columns: str | None = None
+    """The fingerprint of the data set's."""
     train_log_loss: float | None = None
     """At the end, over all training rows."""
     effective_rank: float | None = None
@@ -127,9 +132,8 @@ class Work:
     def __init__(self, data: Columns, model: str, out: Path):
         self.data, self.make, self.file = data, MODELS[model], out / "runs.jsonl"
         out.mkdir(parents=True, exist_ok=True)
-        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
-        self.done = {_key(done): done for done in (Done(**json.loads(line)) for line in lines)}
         self.made = record.provenance(data.schema, device.describe(device.CPU))
+        self.done = {_key(done): done for done in self._read()}
         dense = data.dense[slice(*data.range("train"))].double()
         self.chosen: dict[int, tuple[float, float]] = {}
         """MLET's rates by d, once they were searched."""
@@ -143,6 +147,25 @@ class Work:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(self.done[key])) + "\n")
         return self.done[key]
+
+    def _read(self) -> Iterator[Done]:
+        """The runs that are there. Raises ValueError where one is of other columns, or a line is none."""
+        if not self.file.exists():
+            return
+        *lines, rest = self.file.read_text(encoding="utf-8").split("\n")
+        if rest:  # what a run that was killed as it wrote has left; it is made again
+            self.file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        for number, line in enumerate(lines, 1):
+            try:
+                done = Done(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{self.file}, line {number}: not a run: {error}; delete it to run it again") from None
+            if done.columns != self.made["columns"]:
+                raise ValueError(
+                    f"{self.file}, line {number}: of the columns {done.columns}; those of the data set are now "
+                    f"{self.made['columns']}: move the file away"
+                )
+            yield done
 
     def _build(self, point: Point, seed: int) -> nn.Module:
         schema = self.data.schema
@@ -222,7 +245,7 @@ class Work:
         measured = {split: (round(its.auc, 6), round(its.log_loss, 6)) for split, its in found.items()}
         sizes = trained[0], _numbers(served), trained[1], _table_bytes(served)
         return Done(point.arm, point.embedding_dim, *rates, seed, measured.get("validation"), measured.get("test"),
-                    *sizes, round(seconds, 1), self.made["commit"], **beside)  # fmt: skip
+                    *sizes, round(seconds, 1), self.made["commit"], self.made["columns"], **beside)  # fmt: skip
 
     @torch.no_grad()
     def _scores(self, model: nn.Module, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -384,9 +407,24 @@ def write(path: Path, table: list[Mapping[str, object]]) -> None:
     print(path)
 
 
-if __name__ == "__main__":
+def load(directory: Path) -> Columns:
+    """A data set's columns. Raises ValueError where these models can't take them, ColumnsError as columns.load does."""
+    data = columns.load(directory)
+    if data.weight is not None or any(data.schema.pooling):
+        raise ValueError(f"{directory}: has weights or multi-valued columns; expected none")
+    if max(data.schema.table_rows, default=0) < MIN_ROWS:
+        raise ValueError(
+            f"{directory}: no categorical column has {MIN_ROWS} values; expected one, as MLET is for those"
+        )
+    if empty := [split for split, rows in data.schema.rows.items() if not rows]:
+        raise ValueError(f"{directory}: no rows of {', '.join(empty)}; expected some of each split")
+    return data
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command. Exits with an error where its arguments, the columns or the runs that are there can't be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", choices=["flights", "complete-journey"])
+    parser.add_argument("dataset", help="the name of a directory in data/")
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--controls", action="store_true", help="DeepFM alone")
     parser.add_argument("--trials", type=int, default=10)
@@ -394,16 +432,22 @@ if __name__ == "__main__":
     parser.add_argument("--embedding-dim", type=int, nargs="+", default=[4, 2, 8, 16])
     parser.add_argument("--arms", nargs="+", choices=CONTROLS, help="default: single mlet frozen; with --controls all")
     parser.add_argument("--out", type=Path, default=Path("results"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.controls and options.model != "deepfm":
         parser.error("--controls: are of deepfm")
     if not options.controls and (others := {*(options.arms or ())} - {*FIGHT}):
         parser.error(f"--arms {' '.join(sorted(others))}: expected --controls too")
     if options.arms and any(arm.startswith("learned") for arm in options.arms) and "mlet" not in options.arms:
         parser.error("--arms learned: its W2 is from a run of mlet; expected that too")
-    torch.set_num_threads(1)
+    for name in ("trials", "seeds"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)}: expected 1 or more")
     place = options.out / options.dataset / f"{options.model}-{'controls' if options.controls else 'adam'}"
-    work = Work(columns.load(Path("data") / options.dataset), options.model, place)
+    try:
+        work = Work(load(Path("data") / options.dataset), options.model, place)
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"error: {error}\n")
+    torch.set_num_threads(1)
     wanted = CONTROLS if options.controls else FIGHT
     arms = [arm for arm in wanted if arm in (options.arms or wanted)]  # mlet before those that take its W2
     points = [Point(arm, d) for d in options.embedding_dim for arm in arms
@@ -422,3 +466,7 @@ if __name__ == "__main__":
     write(place.with_name(f"{place.name}-trials.csv"), trials(work, points))
     if options.controls:
         write(place.with_name(f"{place.name}-frequency.csv"), thirds(work, table))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,10 @@
 """scripts/other_models.py: each arm is what it is called, in each model, and a stopped search goes on."""
 
 import copy
+import dataclasses
 import importlib
+import json
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -135,3 +138,79 @@ def test_large_tables_are_trained_row_by_row(script, work, monkeypatch):
 
     assert far(by_row) < 1e-4
     assert far(lazy) > 0.01
+
+
+@pytest.fixture
+def shop(clicks_directory, tmp_path, monkeypatch):
+    """A data set of one's own, beside which the script is called."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(clicks_directory, tmp_path / "data" / "shop"))
+
+
+ONE = ["shop", "deepfm", "--trials", "1", "--seeds", "2", "--embedding-dim", "4", "--arms", "single"]
+
+
+def test_a_data_set_of_ones_own_goes_by_its_name(script, shop, capsys):
+    def table():
+        rows = Path("results/shop/deepfm-adam.csv").read_text().splitlines()
+        return [row.rsplit(",", 4)[0] for row in rows]  # without the seconds and where they were measured
+
+    script.main(ONE)
+    first = table()
+    assert [run.seed for run in results.read(Path("results/shop/deepfm-adam.csv"))] == [0, 1]
+
+    runs = Path("results/shop/deepfm-adam/runs.jsonl")
+    made = runs.read_text().splitlines(keepends=True)
+    runs.write_text("".join(made)[:-99])  # killed as it wrote
+    script.main(ONE)
+    assert [json.loads(line)["seed"] for line in runs.read_text().splitlines()][-3:] == [101, 0, 1]
+    assert len(runs.read_text().splitlines()) == len(made)
+    assert table() == first
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nosuch", "deepfm"], "data/nosuch/schema.json: no such file"),
+        (["shop", "deepfm", "--seeds", "0"], "--seeds 0: expected 1 or more"),
+        (["shop", "dcnv2", "--controls"], "--controls: are of deepfm"),
+    ],
+)
+def test_what_it_is_asked_has_to_be_there(script, shop, arguments, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(arguments)
+    assert stopped.value.code
+    assert said in capsys.readouterr().err
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "said"),
+    [
+        ("weight", torch.ones(3000), "has weights or multi-valued columns"),
+        ("table_rows", (99, 5, 9), "no categorical column has 100 values"),
+        ("rows", {"train": 3000, "validation": 0, "test": 0}, "no rows of validation, test"),
+        ("described", {"multi_valued": {"ad": {"max_values": 1, "pooling": "mean"}}}, "has weights or multi-valued"),
+    ],
+)
+def test_columns_that_the_models_cant_take_are_refused(script, clicks, monkeypatch, name, changed, said):
+    if name == "weight":
+        data = dataclasses.replace(clicks, weight=changed)
+    else:
+        data = dataclasses.replace(clicks, schema=dataclasses.replace(clicks.schema, **{name: changed}))
+    monkeypatch.setattr(script.columns, "load", lambda directory: data)
+    with pytest.raises(ValueError, match=said):
+        script.load(Path("shop"))
+
+
+def test_runs_of_other_columns_are_refused_and_so_is_a_damaged_line(script, work, clicks, tmp_path):
+    point = script.Point("single", 4)
+    work.run(point, RATES, 0, True)
+    whole = work.file.read_text()
+    work.file.write_text(whole.replace(work.made["columns"], "others"))
+    with pytest.raises(ValueError, match=r"runs\.jsonl, line 1: of the columns others"):
+        script.Work(clicks, "deepfm", tmp_path)
+    work.file.write_text(whole + "{}\n")
+    with pytest.raises(ValueError, match="line 2: not a run"):
+        script.Work(clicks, "deepfm", tmp_path)
