@@ -154,7 +154,8 @@ class Work:
             return
         *lines, rest = self.file.read_text(encoding="utf-8").split("\n")
         if rest:  # what a run that was killed as it wrote has left; it is made again
-            self.file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            with replacing(self.file) as partial:
+                partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         for number, line in enumerate(lines, 1):
             try:
                 done = Done(**json.loads(line))
