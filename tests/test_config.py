@@ -1,6 +1,9 @@
 """Every key of an experiment's file is checked, and errors name the file, the key and what was expected."""
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -142,12 +145,42 @@ def test_every_config_of_the_project_can_be_run(path):
     assert load(path).dataset == path.parent.name
 
 
-def test_the_experiments_that_a_bundled_data_set_makes_by_itself_are_there():
+def test_the_experiments_that_a_data_set_makes_by_itself_are_there():
     script = (CONFIGS.parent / "scripts" / "experiments.sh").read_text()
-    named = re.findall(r"^ +([a-z-]+)\) set -- (.*) ;;$", script, re.MULTILINE)
-    assert [dataset for dataset, _ in named] == ["flights", "complete-journey"]
+    named = re.findall(r"^ +(\S+)\) set -- ([a-z0-9 -]+) ;;$", script, re.MULTILINE)
+    assert [dataset for dataset, _ in named] == ["complete-journey", "*"]
     for dataset, names in named:
-        assert all((CONFIGS / dataset / f"{name}.toml").exists() for name in names.split())
+        assert all((CONFIGS / dataset.replace("*", "flights") / f"{name}.toml").exists() for name in names.split())
+
+
+def test_a_data_set_of_ones_own_takes_the_experiments_of_the_flights(tmp_path):
+    def sweep(dataset, grid):
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        call = ["bash", "scripts/sweep.sh", dataset, grid]
+        return subprocess.run(call, cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True, check=True).stdout
+
+    for name in ("scripts", "configs/flights"):
+        shutil.copytree(CONFIGS.parent / name, tmp_path / name)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/dlrm-mlet").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "bin/dlrm-mlet").chmod(0o755)
+    (tmp_path / "data/shop").mkdir(parents=True)
+    (tmp_path / "data/shop/schema.json").touch()
+
+    mine = tmp_path / "configs/shop/batch-size.toml"
+    said = sweep("shop", "batch-size").splitlines()
+    assert said[-1] == "sweep configs/shop/batch-size.toml"
+    assert len(said) == 2
+    copied, of_flights = load(mine), load(CONFIGS / "flights/batch-size.toml")
+    assert copied.dataset == "shop"
+    assert (copied.seeds, len(copied.points)) == (of_flights.seeds, len(of_flights.points))
+    mine.write_text(mine.read_text() + "# mine\n")
+    assert sweep("shop", "batch-size") == "sweep configs/shop/batch-size.toml\n"
+    assert mine.read_text().endswith("# mine\n")
+    for dataset, grid in (("shpo", "batch-size"), ("shop", "nosuch"), ("criteo-kaggle", "batch-size")):
+        assert sweep(dataset, grid) == f"sweep configs/{dataset}/{grid}.toml\n"  # which says that there is no such file
+        assert not (tmp_path / f"configs/{dataset}/{grid}.toml").exists()
+    assert sorted(path.name for path in (tmp_path / "configs").iterdir()) == ["flights", "shop"]
 
 
 def test_a_section_that_is_no_table_is_refused(write):

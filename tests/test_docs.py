@@ -89,7 +89,7 @@ def test_the_page_of_ones_own_data_runs_from_top_to_bottom(tmp_path, monkeypatch
     clicks.write_parquet("clicks.parquet")
     clicks.head(50).write_csv("new-clicks.csv")
     blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", (DOCS / "your-own-data.md").read_text(), re.M)
-    data_set, preprocess, rest, grid, serve = (textwrap.dedent(block).strip("\n") for block in blocks)
+    data_set, preprocess, rest, grid, others, serve = (textwrap.dedent(block).strip("\n") for block in blocks)
     experiment = rest.partition("\n\ndlrm-mlet")[0]
     (tmp_path / "my-clicks.toml").write_text(data_set)
     (tmp_path / "mine.toml").write_text(experiment)
@@ -101,7 +101,8 @@ def test_the_page_of_ones_own_data_runs_from_top_to_bottom(tmp_path, monkeypatch
     calls = [*preprocess.splitlines(), *rest.partition("\n\ndlrm-mlet")[2].splitlines(), *serve.splitlines()]
     calls = [call.partition("#")[0].removeprefix("dlrm-mlet").replace("CHECKPOINT", checkpoint) for call in calls]
     assert len(calls) == 5
-    for call in [*calls, "sweep grid.toml"]:
+    report = others.splitlines()[-1].removeprefix("dlrm-mlet").partition("#")[0]  # what is before needs a checkout
+    for call in [*calls, "sweep grid.toml", report]:
         assert main(shlex.split(call)) == 0, capsys.readouterr().err
     shown = capsys.readouterr().out
     assert "9 runs; 0 diverged" in shown  # the grid's
