@@ -149,8 +149,16 @@ def test_every_command_of_the_docs_is_one(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_link_leads_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-        assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+    """To a file, and to a heading of it where one is named."""
+    for target, heading in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        linked = page.parent / target if target else page
+        assert linked.exists(), f"{page.name}: {target}"
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.M)
+            named = [re.sub(r"[^\w -]", "", text.strip().lower()).replace(" ", "-") for text in headings]
+            assert heading in named, f"{page.name}: {target}#{heading}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
