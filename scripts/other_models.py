@@ -4,6 +4,7 @@
     python scripts/other_models.py flights deepfm --controls    # what decides the difference
     make figures                                                # the pages of the tables that it wrote
 
+A published table stays as it is, as it does for a sweep; rows of other arms and d stay in a table of your own.
 A data set of your own goes by its name as well, once `dlrm-mlet preprocess` has written its columns in data/; not one
 with weights or multi-valued columns.
 
@@ -26,13 +27,12 @@ With --controls, each with rates searched for itself as well:
 """
 
 import argparse
-import csv
 import json
 import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from dlrm_mlet import collapse, convert, parameter_groups
 from dlrm_mlet.data import columns
 from dlrm_mlet.data.columns import Batch, Columns
 from dlrm_mlet.files import replacing
+from dlrm_mlet.reporting import publishing
 from dlrm_mlet.tables.spectrum import gram
 from dlrm_mlet.training import device, evaluation, metrics, record
 from row_adam import RowAdam
@@ -399,15 +400,6 @@ def thirds(work: Work, table: list[dict[str, object]]) -> list[dict[str, object]
     return found
 
 
-def write(path: Path, table: list[Mapping[str, object]]) -> None:
-    """A table of results, whole or not at all."""
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, table[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-    print(path)
-
-
 def load(directory: Path) -> Columns:
     """A data set's columns. Raises ValueError where these models can't take them, ColumnsError as columns.load does."""
     data = columns.load(directory)
@@ -433,6 +425,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--embedding-dim", type=int, nargs="+", default=[4, 2, 8, 16])
     parser.add_argument("--arms", nargs="+", choices=CONTROLS, help="default: single mlet frozen; with --controls all")
     parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--publish", action="store_true", help="write into a published table: see CONTRIBUTING.md")
     options = parser.parse_args(arguments)
     if options.controls and options.model != "deepfm":
         parser.error("--controls: are of deepfm")
@@ -463,10 +456,12 @@ def main(arguments: list[str] | None = None) -> None:
             work.run(point, chosen[point], seed, True)
     points.sort(key=lambda point: (point.arm != "single", arms.index(point.arm), point.embedding_dim))
     table = rows(work, points, chosen, options.seeds, options.controls)
-    write(place.with_suffix(".csv"), table)
-    write(place.with_name(f"{place.name}-trials.csv"), trials(work, points))
+    tables = {"": table, "-trials": trials(work, points)}
     if options.controls:
-        write(place.with_name(f"{place.name}-frequency.csv"), thirds(work, table))
+        tables["-frequency"] = thirds(work, table)
+    texts = {end: [{name: str(cell) for name, cell in row.items()} for row in its] for end, its in tables.items()}
+    written, told = publishing.store(place, texts, options.publish)
+    print(told, *([] if written is None else [written]), sep="\n")
 
 
 if __name__ == "__main__":

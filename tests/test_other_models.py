@@ -53,10 +53,6 @@ def test_mlets_tables_are_served_as_plain_ones(script, clicks, tmp_path, model):
     work.run(points[0], RATES, script.TRIAL_SEEDS[0], False)
     [trial] = script.trials(work, points)
     assert (trial["arm"], trial["seed"], trial["test_auc"]) == ("single", script.TRIAL_SEEDS[0], "")
-    script.write(tmp_path / "deepfm-adam-trials.csv", [trial])
-    [row] = results.read(tmp_path / "deepfm-adam-trials.csv")
-    assert set(row.tuned) == {"learning_rate", "table_learning_rate"}
-    assert "validation_auc" in row.measures
 
 
 def test_the_controls_differ_in_what_they_are_called(script, work):
@@ -159,6 +155,10 @@ def test_a_data_set_of_ones_own_goes_by_its_name(script, shop, capsys):
     first = table()
     assert [run.seed for run in results.read(Path("results/shop/deepfm-adam.csv"))] == [0, 1]
 
+    trial = results.read(Path("results/shop/deepfm-adam-trials.csv"))[0]
+    assert set(trial.tuned) == {"learning_rate", "table_learning_rate"}
+    assert "validation_auc" in trial.measures
+
     runs = Path("results/shop/deepfm-adam/runs.jsonl")
     made = runs.read_text().splitlines(keepends=True)
     runs.write_text("".join(made)[:-99])  # killed as it wrote
@@ -166,7 +166,19 @@ def test_a_data_set_of_ones_own_goes_by_its_name(script, shop, capsys):
     assert [json.loads(line)["seed"] for line in runs.read_text().splitlines()][-3:] == [101, 0, 1]
     assert len(runs.read_text().splitlines()) == len(made)
     assert table() == first
-    capsys.readouterr()
+
+    script.main([name.replace("4", "2") for name in ONE])
+    assert [(run.embedding_dim, run.seed) for run in results.read(Path("results/shop/deepfm-adam.csv"))] == [
+        (2, 0), (2, 1), (4, 0), (4, 1),
+    ]  # fmt: skip
+    published = Path("results/shop/deepfm-adam.csv")
+    was = published.read_text().replace(",0.", ",0.1")
+    published.write_text(was)
+    with mock.patch.object(script.publishing, "is_tracked", return_value=True):
+        script.main(ONE)
+    assert "0 of 2 runs equal the published ones" in capsys.readouterr().out
+    assert published.read_text() == was
+    assert len(results.read(Path("results/shop/deepfm-adam/deepfm-adam.csv"))) == 2
 
 
 @pytest.mark.parametrize(
