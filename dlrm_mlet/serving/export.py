@@ -19,8 +19,7 @@ from dlrm_mlet.serving.calls import Call, called, outputs_of, slow_paths, writte
 from dlrm_mlet.serving.checking import check, first_line, takes
 from dlrm_mlet.serving.lookups import Lookups
 from dlrm_mlet.serving.session import IDS, ExportError, start_session
-from dlrm_mlet.tables.convert import trained
-from dlrm_mlet.tables.surgery import named
+from dlrm_mlet.tables.convert import not_collapsed
 
 with needs("serving"):
     import onnx
@@ -66,8 +65,8 @@ def export(
     inner = model._orig_mod if isinstance(model, OptimizedModule) else model  # torch.compile's are around the model
     if inner is not model and any(hooks for name, hooks in vars(model).items() if "hooks" in name):
         raise ExportError("the compiled model has hooks, which would be lost; expected them on the model inside")
-    for names in named(model, trained()).values():
-        raise ExportError(f"{names[0]}: isn't collapsed; expected dlrm_mlet.collapse(model) first")
+    if name := not_collapsed(model):
+        raise ExportError(f"{name}: isn't collapsed; expected dlrm_mlet.collapse(model) first")
     with _evaluating(model):
         call = Call(inner, tuple(inputs), keywords or {}, input_names, dynamic or {})
         _write(call, model, (tuple(inputs), keywords or {}), path, output_names, metadata or {})

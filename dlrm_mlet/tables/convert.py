@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from dlrm_mlet.tables.layers import MLETEmbedding, MLETEmbeddingBag, whole
-from dlrm_mlet.tables.stacked import MLETTables
+from dlrm_mlet.tables.stacked import LowRankTables, MLETTables
 from dlrm_mlet.tables.surgery import Sharing, become, holding, memory, named, obstacle, refuse_wrapped, torchrec
 
 SHARDED = "torchrec.modules.", "torchrec.distributed."
@@ -144,6 +144,12 @@ def collapse(model: M, *, inplace: bool = True, report: Callable[[str], object] 
 def trained() -> tuple[type, ...]:
     """The classes of what is there to collapse; with TorchRec's collections, where it is loaded."""
     return TRAINED if (ours := torchrec()) is None else (*TRAINED, ours.MLETCollection)
+
+
+def not_collapsed(model: nn.Module) -> str | None:
+    """The name of a table that is still trained; low-rank factors are served as they are."""
+    found = named(model, trained()).items()
+    return next((names[0] for table, names in found if not isinstance(table, LowRankTables)), None)
 
 
 def check_patterns(tables: Mapping[Any, Sequence[str]], key: str, patterns: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlrm_mlet.tables.convert import NUMBERS, check_patterns, matching, trained
+from dlrm_mlet.tables.convert import NUMBERS, check_patterns, matching, not_collapsed
 from dlrm_mlet.tables.guarded import guarded
 from dlrm_mlet.tables.stacked import SingleLayerTables, Tables
 from dlrm_mlet.tables.surgery import Sharing, become, memory, named, obstacle, refuse_wrapped
@@ -300,8 +300,8 @@ def quantize(
     no table to quantize, or where a row can't be scaled.
     """
     refuse_wrapped(model, "a copy of the model inside it")
-    for names in named(model, trained()).values():
-        raise ValueError(f"{names[0]}: isn't collapsed; expected dlrm_mlet.collapse(model) first")
+    if name := not_collapsed(model):
+        raise ValueError(f"{name}: isn't collapsed; expected dlrm_mlet.collapse(model) first")
     each = dict(bits) if isinstance(bits, Mapping) else {"*": bits}
     patterns = [only] if isinstance(only, str) else list(only)
     found = named(model, tuple(MADE))

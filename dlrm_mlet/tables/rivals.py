@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dlrm_mlet.tables.quantize import Rows
 from dlrm_mlet.tables.spectrum import gram
-from dlrm_mlet.tables.stacked import MLETTables, SingleLayerTables, Tables, make_tables
+from dlrm_mlet.tables.stacked import LowRankTables, SingleLayerTables, Tables, make_tables
 
 SPLIT_ABOVE = 200
 """Tables of at most so many rows stay whole, as in the public DLRM code."""
@@ -260,10 +260,6 @@ class PrunedRows(Rows):
 def _smallest(largest: int) -> torch.dtype:
     """Of whole numbers that go so far."""
     return next(kind for kind in (torch.uint8, torch.int32, torch.int64) if largest <= torch.iinfo(kind).max)
-
-
-class LowRankTables(MLETTables):
-    """Two factors that are served as they are."""
 
 
 @torch.no_grad()

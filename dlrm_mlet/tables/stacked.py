@@ -193,6 +193,10 @@ class MLETTables(_Stacked):
         return SingleLayerTables(self.table_rows, collapsed, self.bags)
 
 
+class LowRankTables(MLETTables):
+    """Two factors that are served as they are."""
+
+
 def make_tables(
     table_rows: Sequence[int],
     inner_dims: Sequence[int],

@@ -1,5 +1,6 @@
 """ONNX files give torch's outputs for any batch, keep int8 tables int8, and appear only when they are right."""
 
+import dataclasses
 import json
 import sys
 
@@ -23,6 +24,7 @@ from dlrm_mlet.serving.session import ExportError, open_session
 from dlrm_mlet.tables.quantize import quantize
 from dlrm_mlet.training import checkpoint
 from dlrm_mlet.training.model import build, served
+from dlrm_mlet.training.run import train
 
 QUIET = {"report": lambda line: None}
 
@@ -184,6 +186,35 @@ def test_a_runs_model_is_exported_with_its_scores(run, clicks, clicks_directory,
     out = capsys.readouterr().out
     assert f"ONNX Runtime: validation AUC {report.onnx.auc:.6f}" in out
     assert f"{report.table_bytes:,} of them tables" in out
+
+
+@pytest.mark.parametrize(
+    ("keys", "row"),
+    [
+        ({"served_rank": 2}, 2 * 4),
+        ({"served_as": "int4"}, 2 + 2 + 2),
+        pytest.param({"served_as": "int8"}, 4 + 2, marks=pytest.mark.thorough),
+        pytest.param({"served_density": 0.5}, None, marks=pytest.mark.thorough),
+        pytest.param({"tables": "tensor-train", "tensor_rank": 2}, None, marks=pytest.mark.thorough),
+        pytest.param({"tables": "robe", "collisions": 4}, None, marks=pytest.mark.thorough),
+    ],
+)
+def test_small_tables_are_exported_as_they_are_served(
+    small_mlet, clicks, clicks_directory, tmp_path, keys, row, capsys
+):
+    model = dataclasses.replace(small_mlet.model, inner_dim=None, **keys)
+    train(dataclasses.replace(small_mlet, model=model), clicks, 0, tmp_path / "run")
+    served = checkpoint.load(tmp_path / "run" / checkpoint.FILE)
+    report = export_served(served, clicks_directory, tmp_path / "m.onnx")
+    assert report.worst < 1e-5
+    projections = 4 * 2 * 4 * len(clicks.schema.table_rows) if "served_rank" in keys else 0
+    assert report.table_bytes == (
+        sum(clicks.schema.table_rows) * row + projections if row else served.model.tables.nbytes
+    )
+    if "served_rank" in keys:
+        with pytest.raises(ValueError, match="nothing to quantize"):
+            export_served(served, clicks_directory, tmp_path / "n.onnx", 8)
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize("bits", [32, 8])
