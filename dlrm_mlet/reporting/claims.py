@@ -168,7 +168,7 @@ def _shrinks(tables: Tables) -> str:
             [row[column] for row in rows if row[column] != "–" and row[0].startswith("single") is its]
             for its in (True, False)
         )
-        found = f"4x or more at {_many(mlet)}, a narrower single layer at {_many(single)}"
+        found = f"4x or more: MLET at {_many(mlet)} (k, wide d), a narrower single layer at {_many(single)} (wide d)"
         said.append(f"{name} {found if mlet else 'nothing to compare'}")
     return "; ".join(said)
 

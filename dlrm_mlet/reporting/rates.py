@@ -88,7 +88,7 @@ def find_table_learning_rate(
     `make_model` gives a new model with plain tables; `train(model, rate, seed)` makes its optimizer, any one, with
     `dlrm_mlet.parameter_groups(model, learning_rate=..., table_learning_rate=rate)`, and trains; `evaluate` gives a
     number of validation that is the better the larger it is, named by `measure`. The search begins at `start`, by SGD
-    0.2 times the batch size, else the rate that the model has, and doubles and halves until the best rate of each side
+    0.1 times the batch size, else the rate that the model has, and doubles and halves until the best rate of each side
     has neighbours on both sides. What isn't finite, or raises FloatingPointError, has diverged. MLET's tables are those
     of `convert(model, inner_dim, min_rows=..., only=...)`.
 

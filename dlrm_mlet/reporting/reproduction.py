@@ -32,12 +32,13 @@ INTRODUCTION = f"""\
 
 Drawn by `dlrm-mlet report` from the tables in results/ alone; every difference is a row of claims.csv. A point is a
 mean of differences that are paired by seed, positive being better. The verdicts of a claim hold jointly on each data
-set: that one of them is wrong has a chance of 5 % (Student's t, Holm's procedure). An interval is at the level at which
-its point was tested, 95 % or more, so that it agrees with the verdict; that all intervals of a claim hold at once is a
-little less sure. *Shown*: the whole interval lies above 0; *opposite shown*: below; *not decided (±x)*: neither, and a
-mean beyond x, half the widest interval of a measure, would have been. A claim of no difference is shown where the
-interval (95 % for all at once) lies within ±{MARGIN} AUC, the opposite where it lies outside. The counts are points
-for, against and open. Choices are made on validation, and test was read once. docs/terms.md explains the words.
+set: that one of them is wrong has a chance of 5 % (Student's t, Holm's procedure). An interval is at the level at
+which its point was tested, 95 % or more, so that it agrees with the verdict; that all intervals of a claim hold at
+once is a little less sure. *Shown*: the whole interval lies above 0; *opposite shown*: below; *not decided (±x)*: it
+has 0 in it, and x is half the widest such interval of a measure: a mean further than that from 0 would have been
+decided. A claim of no difference is shown where the interval (95 % for all at once) lies within ±{MARGIN} AUC, the
+opposite where it lies outside. The counts are points for, against and open. Choices are made on validation, and test
+was read once. docs/terms.md explains the words.
 """
 ELSEWHERE = {
     "equation-6": ("python scripts/equation_6.py", "linear/equation-6.csv"),

@@ -348,5 +348,6 @@ def test_a_narrower_single_layer_that_is_as_good_is_told_beside_mlet(directory):
     assert smaller.table(tables)[1:] == [
         ["MLET k=16", "d=8", "4x (d=2)", "–"], ["single layer", "d=8", "4x (d=2)", "–"]
     ]  # fmt: skip
-    said = "at the paper's rate 4x or more at 1 of 1, a narrower single layer at 1 of 1; tuned nothing to compare"
+    found = "4x or more: MLET at 1 of 1 (k, wide d), a narrower single layer at 1 of 1 (wide d)"
+    said = f"at the paper's rate {found}; tuned nothing to compare"
     assert smaller.verdict(tables) == said
