@@ -102,8 +102,11 @@ def _range(points: Sequence[Point]) -> tuple[float, float]:
 
 
 def _measure(points: Sequence[Point]) -> str:
-    split, _, metric = points[0].measure.partition("_")
-    return f"{split} {drawing.NAMES[metric]}" if metric in drawing.NAMES else points[0].measure
+    metric = points[0].measure.partition("_")[2]
+    if metric not in drawing.NAMES:
+        return points[0].measure
+    splits = dict.fromkeys(point.measure.partition("_")[0] for point in points)
+    return f"{' or '.join(splits)} {drawing.NAMES[metric]}"
 
 
 def _handles(ax: Axes, looks: Looks) -> list[Any]:

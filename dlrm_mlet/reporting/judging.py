@@ -60,7 +60,7 @@ class Claim:
     """How to read what came out, in at most three sentences."""
     groups: Mapping[str, Group]
     is_equality: bool = False
-    """The claim is that there is no difference: judged by MARGIN."""
+    """The claim is that nothing is gained: within MARGIN no difference, or a loss."""
     some: bool = False
     """The claim is that there is a point at which it is so."""
     table: Callable[["Tables"], list[list[str]]] | None = None
@@ -194,9 +194,9 @@ class Counts(NamedTuple):
 def side(claim: Claim, gain: Difference) -> int:
     """1 where a point shows what is claimed, -1 where it shows the opposite, 0 where neither is decided."""
     if claim.is_equality:
-        if gain.low > -MARGIN and gain.high < MARGIN:
+        if (gain.low > -MARGIN and gain.high < MARGIN) or gain.high < -MARGIN:
             return 1
-        return -1 if gain.low > MARGIN or gain.high < -MARGIN else 0
+        return -1 if gain.low > MARGIN else 0
     return 1 if gain.low > 0 else -1 if gain.high < 0 else 0
 
 
@@ -225,7 +225,7 @@ def verdict(claim: Claim, found: Sequence[Point]) -> str:
         where = f" at {_named(claim, found, 0)}" if parts else ""
         seen = [
             (f"±{half:.4f}" if math.isfinite(half) else "one seed, or no spread: no interval")
-            + (f" {_metric(measure)}" if len(reach) > 1 else "")
+            + (f" {metric(measure)}" if len(reach) > 1 else "")
             for measure, half in reach.items()
         ]
         parts.append(
@@ -239,7 +239,7 @@ def _named(claim: Claim, found: Sequence[Point], where: int) -> str:
     several = len({point.measure for point in found}) > 1
     by_name: dict[str, list[str]] = {}
     for point in mine:
-        by_name.setdefault(point.name, []).append(_metric(point.measure))
+        by_name.setdefault(point.name, []).append(metric(point.measure))
     alike: dict[tuple[str, str], list[str]] = {}  # what stands before the dimensions, and in brackets -> these
     for name, measures in by_name.items():
         of, mark, d = name.rpartition("d=")
@@ -250,6 +250,7 @@ def _named(claim: Claim, found: Sequence[Point], where: int) -> str:
     return ", ".join(f"{mark}{', '.join(names)}{said}" for (mark, said), names in alike.items())
 
 
-def _metric(measure: str) -> str:
+def metric(measure: str) -> str:
+    """What is measured, be it on validation or on test."""
     ending = measure.partition("_")[2]
     return {"auc": "AUC", "log_loss": "LogLoss"}.get(ending, measure)

@@ -106,15 +106,17 @@ def verdict(tables: Tables) -> str:
     """Kendall's tau of the two orders of each range, and what two seeds of the first have without any change."""
     said = []
     for name, methods in _compared(tables).items():
-        tau = _tau([statistics.fmean(m.of("one")) for m in methods], [statistics.fmean(m.of("own")) for m in methods])
         seeds = sorted(set.intersection(*(set(method.one) for method in methods)))
+        without = [_agreement(methods, seed) for seed in seeds] if len(seeds) > 2 else []
+        of_seeds = f" ({min(without):.2f} to {max(without):.2f} with a seed left out)" if without else ""
         by_seed = [[method.one[seed] for method in methods] for seed in seeds]
-        alone = [_tau(a, b) for a, b in combinations(by_seed, 2)]
-        of_seeds = f", {statistics.fmean(alone):.2f} between two seeds at one rate" if alone else ""
+        if alone := [_tau(a, b) for a, b in combinations(by_seed, 2)]:
+            of_seeds += f", {statistics.fmean(alone):.2f} between two single seeds at one rate"
         first = methods[ranks(methods, "one").index(1)].name
+        tau = f"Kendall's tau {_agreement(methods):.2f} between the two orders{of_seeds}"
         said.append(
-            f"{name}, {len(methods)} methods: Kendall's tau {tau:.2f} between the two orders{of_seeds}; the best at "
-            f"one rate, {first}, is number {_place(methods, first)} at its own"
+            f"{name}, {len(methods)} methods: {tau}; the best at one rate, {first}, is number "
+            f"{_place(methods, first)} at its own"
         )
     return "; ".join(said)
 
@@ -126,6 +128,15 @@ def _compared(tables: Tables) -> Groups:
 
 def _place(methods: Sequence[Method], name: str) -> int:
     return next(rank for method, rank in zip(methods, ranks(methods, "own"), strict=True) if method.name == name)
+
+
+def _agreement(methods: Sequence[Method], without: int | None = None) -> float:
+    """Kendall's tau of the two orders, by the means over all seeds but one."""
+
+    def means(of: Sequence[dict[int, float]]) -> list[float]:
+        return [statistics.fmean([auc for seed, auc in runs.items() if seed != without]) for runs in of]
+
+    return _tau(means([method.one for method in methods]), means([method.own for method in methods]))
 
 
 def _tau(one: Sequence[float], other: Sequence[float]) -> float:

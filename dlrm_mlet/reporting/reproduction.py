@@ -34,11 +34,13 @@ Drawn by `dlrm-mlet report` from the tables in results/ alone; every difference 
 mean of differences that are paired by seed, positive being better. The verdicts of a claim hold jointly on each data
 set: that one of them is wrong has a chance of 5 % (Student's t, Holm's procedure). An interval is at the level at
 which its point was tested, 95 % or more, so that it agrees with the verdict; that all intervals of a claim hold at
-once is a little less sure. *Shown*: the whole interval lies above 0; *opposite shown*: below; *not decided (±x)*: it
-has 0 in it, and x is half the widest such interval of a measure: a mean further than that from 0 would have been
-decided. A claim of no difference is shown where the interval (95 % for all at once) lies within ±{MARGIN} AUC, the
-opposite where it lies outside. The counts are points for, against and open. Choices are made on validation, and test
-was read once. docs/terms.md explains the words.
+once is a little less sure. *Shown*: the whole interval lies above 0; *opposite shown*: below; *not decided (±x)*:
+neither, where x is half the widest such interval of a measure, so that a mean beyond it would have been decided. A
+claim that nothing is gained is shown where the interval (all of them hold at once) lies within ±{MARGIN} AUC or below
+that, the opposite where it lies above; there a mean beyond x + {MARGIN} would have been decided. The counts are
+points for, against and open. Choices are made on validation and test was read once: what is tuned is compared on
+test, what isn't on validation. Seeds whose run diverged on either side have no pair. An interval is over seeds: other
+rows to score, or another search of the rates, are not in it. docs/terms.md explains the words.
 """
 ELSEWHERE = {
     "equation-6": ("python scripts/equation_6.py", "linear/equation-6.csv"),
@@ -308,8 +310,8 @@ def _command(dataset: str, experiment: str) -> str:
 
 
 def _first_measure(points: Sequence[Point]) -> list[Point]:
-    """Those of the measure that the figure shows: AUC where there are several."""
-    return [point for point in points if point.measure == points[0].measure]
+    """Those of the measure that the figure shows, on validation or test: AUC where there are several."""
+    return [point for point in points if judging.metric(point.measure) == judging.metric(points[0].measure)]
 
 
 def _link(page: Path, to: Path) -> str:

@@ -80,13 +80,38 @@ def test_a_divergence_is_a_failure(directory):
     ]
     write(directory / "paper-grid.csv", rows)
     said = questions._failures(Tables(directory))
-    assert said == "at the paper's rate single layer 0 of 4 runs, MLET 1 of 4 (Fisher's exact test, p = 1)"
+    both = "where both have the point MLET fails less often at 0, more often at 1 (sign test, p = 1)"
+    assert said == f"at the paper's rate single layer 0 of 4 runs, MLET 1 of 4; {both}"
+
     write(directory / "fair-fight-adam.csv", rows[::-1])
     assert questions._failures(Tables(directory)) == f"{said}; {said.replace(PAPER, TUNED)}"
     for name in ("paper-grid", "fair-fight-adam"):
         write(directory / f"{name}.csv", [row for row in rows if row[0] == "single"])
     with pytest.raises(FileNotFoundError, match="no runs of both"):
         questions._failures(Tables(directory))
+
+
+def test_failures_are_compared_where_both_sides_have_the_point(directory):
+    """A single layer alone has d=1, whose failures say nothing of MLET; seeds of a point count as one."""
+    runs = [("single", d, seed, None if (d, seed) in {(1, 0), (1, 1), (2, 0), (2, 1)} else 0.7)
+            for d in (1, 2, 4) for seed in range(5)]  # fmt: skip
+    runs += [("mlet", d, seed, None if (d, seed) == (4, 0) else 0.7) for d in (2, 4) for seed in range(5)]
+    write(directory / "paper-grid.csv", runs)
+    said = questions._failures(Tables(directory))
+    both = "where both have the point MLET fails less often at 1, more often at 1 (sign test, p = 1)"
+    assert said == f"at the paper's rate single layer 4 of 15 runs, MLET 1 of 10; {both}"
+
+
+@pytest.mark.parametrize(("name", "experiment"), [("d", "fair-fight-sgd"), ("same-d", "fair-fight-sgd"),
+                                                  ("deepfm-adam-w2", "deepfm-adam")])  # fmt: skip
+def test_what_is_tuned_is_compared_on_test(directory, name, experiment):
+    """Its rates were chosen on validation."""
+    arms = ("single", "mlet", "frozen")
+    path = write(directory / f"{experiment}.csv", [(arm, d, seed, 0.7 + (len(arm) + d * seed) / 999)
+                                                   for arm in arms for d in (2, 4) for seed in range(3)])  # fmt: skip
+    path.write_text(path.read_text().replace("frozen,,", "frozen,16,"))
+    measures = {point.measure for point in judging.points(claim(name), Tables(directory)) if point.group == TUNED}
+    assert measures == ({"test_auc"} if name == "d" else {"test_auc", "test_log_loss"})
 
 
 def test_the_fights_together_are_the_mean_over_points_seed_by_seed(directory):

@@ -158,7 +158,7 @@ def test_intervals_of_a_claim_of_no_difference_hold_all_at_once():
     assert joint == {key: difference(its, 1 - 0.05 / 3) for key, its in found.items()}
 
 
-def test_a_claim_of_no_difference_is_judged_by_its_margin():
+def test_a_claim_that_nothing_is_gained_is_judged_by_its_margin():
     claim = dataclasses.replace(CLAIMS[0], is_equality=True)
     gains = {"equal": (-0.001, 0.001), "better": (0.0025, 0.004), "open": (-0.003, 0.001), "small": (0.0001, 0.0009)}
     gains |= {"not 0, perhaps small": (0.0005, 0.004), "worse": (-0.009, -0.0021)}
@@ -166,11 +166,11 @@ def test_a_claim_of_no_difference_is_judged_by_its_margin():
         judging.Point("", name, AUC, curves.Difference((low + high) / 2, 0.1, low, high, 5), ())
         for name, (low, high) in gains.items()
     ]
-    assert [judging.side(claim, point.gain) for point in points] == [1, -1, 0, 1, 0, -1]
+    assert [judging.side(claim, point.gain) for point in points] == [1, -1, 0, 1, 0, 1]
     assert judging.verdict(claim, points) == (
-        "shown at equal, small; opposite shown at better, worse; not decided at open, not 0, perhaps small (±0.0020)"
+        "shown at equal, small, worse; opposite shown at better; not decided at open, not 0, perhaps small (±0.0020)"
     )
-    assert str(judging.count(claim, points)) == "2 / 2 / 2"
+    assert str(judging.count(claim, points)) == "3 / 1 / 2"
 
 
 def test_a_verdict_names_points_by_what_they_share():
