@@ -153,7 +153,7 @@ def test_the_experiments_that_a_data_set_makes_by_itself_are_there():
         assert all((CONFIGS / dataset.replace("*", "flights") / f"{name}.toml").exists() for name in names.split())
 
 
-def test_a_data_set_of_ones_own_takes_the_experiments_of_the_flights(tmp_path):
+def test_a_data_set_takes_the_experiments_of_the_flights_that_it_has_none_of(tmp_path):
     def sweep(dataset, grid):
         path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
         call = ["bash", "scripts/sweep.sh", dataset, grid]
@@ -177,10 +177,14 @@ def test_a_data_set_of_ones_own_takes_the_experiments_of_the_flights(tmp_path):
     mine.write_text(mine.read_text() + "# mine\n")
     assert sweep("shop", "batch-size") == "sweep configs/shop/batch-size.toml\n"
     assert mine.read_text().endswith("# mine\n")
+    (tmp_path / "data/avazu").mkdir()
+    (tmp_path / "data/avazu/schema.json").touch()
+    assert sweep("avazu", "fair-fight-adam").splitlines()[-1] == "sweep configs/avazu/fair-fight-adam.toml"
+    assert load(tmp_path / "configs/avazu/fair-fight-adam.toml").dataset == "avazu"
     for dataset, grid in (("shpo", "batch-size"), ("shop", "nosuch"), ("criteo-kaggle", "batch-size")):
         assert sweep(dataset, grid) == f"sweep configs/{dataset}/{grid}.toml\n"  # which says that there is no such file
         assert not (tmp_path / f"configs/{dataset}/{grid}.toml").exists()
-    assert sorted(path.name for path in (tmp_path / "configs").iterdir()) == ["flights", "shop"]
+    assert sorted(path.name for path in (tmp_path / "configs").iterdir()) == ["avazu", "flights", "shop"]
 
 
 def test_a_section_that_is_no_table_is_refused(write):

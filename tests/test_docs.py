@@ -167,7 +167,7 @@ def test_every_score_in_the_docs_is_one_of_the_results(page):
     results = "\n".join(path.read_text() for path in [*(ROOT / "results").rglob("*.md"), DOCS / "reproduction.md"])
     results += re.sub(r" ± [\d.]+ (?=\[)", " ", results)
     with (ROOT / "results/claims.csv").open() as file:
-        for row in csv.DictReader(file):
+        for row in (row for row in csv.DictReader(file) if row["level"]):
             mean, low, high = (float(row[key]) for key in ("mean", "low", "high"))
             results += f"\n{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
     text = re.sub(r"So it was tried once,.*?\n## ", "", page.read_text(), flags=re.S)  # of runs that aren't kept

@@ -48,13 +48,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean of paired differences over n seeds, with its sample standard deviation and 95 % confidence interval."""
+    """A mean of paired differences over n seeds, with its sample standard deviation and a confidence interval."""
 
     mean: float
     std: float
     low: float
     high: float
     n: int
+    level: float = CONFIDENCE
+    """Of the interval."""
 
     @property
     def interval(self) -> str:
@@ -88,7 +90,7 @@ def difference(values: Sequence[float], confidence: float = CONFIDENCE) -> Diffe
     reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * std / math.sqrt(n) if n > 1 else math.inf
     if std < NO_SPREAD and mean:
         reach = math.inf
-    return Difference(mean, std, mean - reach, mean + reach, n)
+    return Difference(mean, std, mean - reach, mean + reach, n, confidence)
 
 
 def make_curves(rows: Sequence[Row]) -> list[Curve]:
@@ -135,7 +137,7 @@ def model_name(arm: str, inner_dim: str) -> str:
 
 @dataclass(frozen=True)
 class Served:
-    """A point by the bytes of the tables that it serves, and the validation AUC of its finished runs."""
+    """A point by the bytes of the tables that it serves, and a measure of its finished runs."""
 
     arm: str
     """In a grid without arms the model's label."""
@@ -157,13 +159,19 @@ class Served:
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
 
-def by_bytes(rows: Sequence[Row]) -> list[Served]:
-    """Each point that has a finished run, in the order of the rows."""
+def compared_on(rows: Sequence[Row]) -> str:
+    """The AUC that the models of a table are compared by: test's where they were tuned on validation's."""
+    tested = all("test_auc" in row.measures for row in rows if row.measures)
+    return "test_auc" if tested and any(row.tuned for row in rows) else "validation_auc"
+
+
+def by_bytes(rows: Sequence[Row], measure: str) -> list[Served]:
+    """Each point that has a finished run, in the order of the rows, by this measure."""
     names = labels(rows)
     points = []
     for series, d in dict.fromkeys((row.series, row.embedding_dim) for row in rows):
         mine = [row for row in rows if (row.series, row.embedding_dim) == (series, d)]
-        values = tuple(row.measures["validation_auc"] for row in mine if "validation_auc" in row.measures)
+        values = tuple(row.measures[measure] for row in mine if measure in row.measures)
         diverged = sum(row.diverged for row in mine)
         if values:
             name = names[series]

@@ -25,12 +25,15 @@ STYLE: Any = {
 
 
 @contextmanager
-def panels(path: Path, count: int, title: str, width: float = 6.4, height: float = 4.4) -> Iterator[Sequence[Axes]]:
-    """Panels side by side to draw on, written to `path`.png and .svg afterwards."""
+def panels(
+    path: Path, count: int, title: str, width: float = 6.4, height: float = 4.4, rows: int = 1
+) -> Iterator[Sequence[Axes]]:
+    """Rows of `count` panels each to draw on, written to `path`.png and .svg afterwards; width and height are one's."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, count, figsize=(width * count, height), squeeze=False, layout="constrained")
-        yield axes[0]
-        for axis in (axis for ax in axes[0] for axis in (ax.xaxis, ax.yaxis)):
+        size = width * count, height * rows
+        figure, axes = plt.subplots(rows, count, figsize=size, squeeze=False, layout="constrained")
+        yield list(axes.flat)
+        for axis in (axis for ax in axes.flat for axis in (ax.xaxis, ax.yaxis)):
             if isinstance(axis.get_major_formatter(), LogFormatter):  # writes mathematics, which isn't parsed
                 axis.set_major_formatter("{x:g}")
                 axis.set_minor_formatter(NullFormatter())
@@ -53,5 +56,12 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8
 
 
 def look(i: int) -> dict[str, Any]:
-    """Colour and mark of the i-th of several."""
-    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+    """Colour and mark of the i-th of several; a mark is hollow where its colour was there before."""
+    hollow = {"markerfacecolor": "white"} if i // len(COLOURS) % 2 else {}
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], **hollow}
+
+
+def legend_beside(axes: Sequence[Axes], **how: Any) -> None:
+    """One legend of all panels at their right, where it covers nothing; what several panels have is there once."""
+    found = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    axes[0].figure.legend(found.values(), found.keys(), frameon=False, loc="outside right upper", **how)

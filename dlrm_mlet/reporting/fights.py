@@ -24,6 +24,10 @@ NAMES = {  # of the experiment: what it is of, in words
 }
 DLRM = tuple(name for name in NAMES if name.startswith("fair-fight"))
 """Those of the paper's model."""
+OTHERS = frozenset({*NAMES, "deepfm-controls"} - {*DLRM})
+"""Those that scripts/other_models.py makes."""
+DIMENSIONS = {2, 4, 8, 16}
+"""Of the fights, where not told otherwise."""
 SIDES = ("MLET ahead", "single layer ahead", "not decided")
 
 
@@ -40,7 +44,19 @@ def table(tables: Tables, experiment: str) -> list[list[str]]:
         trials = tables.rows(f"{experiment}-trials")
     except FileNotFoundError:  # not kept
         trials = []
-    found = [["model", "d", "n", "diverged", "test AUC, mean", "std", "settings tried", "s a run, median", "on"]]
+    found = [
+        [
+            "model",
+            "d",
+            "n",
+            "diverged",
+            "test AUC, mean",
+            "std",
+            "settings tried",
+            "s a run, median, beside other work",
+            "on",
+        ]
+    ]
     for side in sides:
         for row in levels([side], TEST_AUC):
             runs = side.points.get(d := int(row[1]), [])
@@ -48,8 +64,17 @@ def table(tables: Tables, experiment: str) -> list[list[str]]:
                      if (trial.arm, trial.inner_dim, trial.embedding_dim) == (side.arm, side.inner_dim, d)}  # fmt: skip
             took = f"{statistics.median(run.seconds for run in runs):.1f}" if runs else "–"
             where = "; ".join(dict.fromkeys(run.provenance["device"] for run in runs))
-            found.append([*row, str(len(tried) or "–"), took, where or "–"])
+            found.append([*row, str(len(tried)) if trials else "not kept", took, where or "–"])
     return found
+
+
+def options(tables: Tables, experiment: str) -> str:
+    """What scripts/other_models.py is to be told to make the table that is there: its arms and widths, if not all."""
+    rows = tables.rows(experiment)
+    widths = dict.fromkeys(row.embedding_dim for row in rows)
+    arms = dict.fromkeys(row.arm for row in rows)
+    said = "" if experiment.endswith("controls") or "frozen" in arms else f" --arms {' '.join(arms)}"
+    return said + ("" if set(widths) == DIMENSIONS else f" --embedding-dim {' '.join(map(str, widths))}")
 
 
 def together(tables: Tables) -> Gains:

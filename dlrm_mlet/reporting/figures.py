@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlrm_mlet.config import TrainingConfig
 from dlrm_mlet.extras import needs
 from dlrm_mlet.reporting import drawing
 from dlrm_mlet.reporting.curves import Curve, by_bytes, labels, pareto
 from dlrm_mlet.reporting.results import Look, Row, Spectrum
-from dlrm_mlet.reporting.step_law import by_row_rate
+from dlrm_mlet.reporting.step_law import by_row_rate, larger_step
 
 with needs("reporting"):
     from matplotlib.axes import Axes
@@ -22,9 +23,10 @@ def over_dimension(curves: Sequence[Curve], measures: Sequence[str], name: str, 
     n = _n(len(found) for curve in curves for found in curve.points.values())
     what = " and ".join(drawing.NAMES[measure.partition("_")[2]].partition(" ")[0] for measure in measures)
     title = f"{what} against the embedding dimension, {name}: mean ± standard deviation, {n}"
-    with drawing.panels(path, len(measures), "\n".join(textwrap.wrap(title, 66 * len(measures)))) as axes:
+    with drawing.panels(path, len(measures), "\n".join(textwrap.wrap(title, 66 * len(measures))), width=7) as axes:
         for ax, measure in zip(axes, measures, strict=True):
             _curves(ax, curves, measure)
+        drawing.legend_beside(axes, fontsize=9)
 
 
 def _n(counts: Iterable[int]) -> str:
@@ -35,9 +37,10 @@ def _n(counts: Iterable[int]) -> str:
 
 def _curves(ax: Axes, curves: Sequence[Curve], measure: str) -> None:
     others = [curve for curve in curves if not curve.single]
+    drawn: list[tuple[float, list[float], str]] = []
     for i, curve in enumerate(curves):
         means = [curve.mean(d, measure) for d in curve.points]
-        bars = [statistics.stdev(v) if len(v := curve.values(d, measure)) > 1 else 0.0 for d in curve.points]
+        bars = [_bar(curve.values(d, measure)) for d in curve.points]
         if curve.single:
             look: dict[str, Any] = {"color": "black", "linestyle": "--", "zorder": 3, "marker": "o"}
         else:
@@ -47,50 +50,63 @@ def _curves(ax: Axes, curves: Sequence[Curve], measure: str) -> None:
         for place, d in zip(beside, curve.points, strict=True):  # each seed as a dot: a mean can hide one far off
             values = curve.values(d, measure)
             ax.plot([place] * len(values), values, ".", markersize=3, alpha=0.6, color=look["color"], zorder=4)
+            drawn.append((place, values, look["color"]))
         label = curve.label if curve.points else f"{curve.label}: all diverged"
         ax.errorbar(beside, means, yerr=bars, capsize=3, label=label, **look)
-    _limit(ax, curves, measure)
+    _limit(ax, drawn)
     ticks = sorted({d for curve in curves for d in curve.points})
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [str(d) for d in ticks])
     split, _, metric = measure.partition("_")
     ax.set_xlabel("embedding dimension d (what is served)")
     ax.set_ylabel(f"{split} {drawing.NAMES[metric]}")
-    ax.legend(frameon=False, fontsize=8 if len(curves) > 5 else 10)
 
 
-def _limit(ax: Axes, curves: Sequence[Curve], measure: str) -> None:
-    """A range by means and bars: one seed far off, which would flatten all else, is a mark at the edge instead."""
-    points = [(d, curve.values(d, measure)) for curve in curves for d in curve.points]
-    points = [(d, values) for d, values in points if values]
-    if not points:
+def _bar(values: Sequence[float]) -> float:
+    """Half an error bar: the sample standard deviation, 0 of one value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _limit(ax: Axes, drawn: Sequence[tuple[float, Sequence[float], str]]) -> None:
+    """A range by means and usual bars of (place, values, colour); a seed or bar that goes on is a mark at the edge."""
+    drawn = [each for each in drawn if each[1]]
+    if not drawn:
         return
-    means = [statistics.fmean(values) for _, values in points]
-    bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
-    usual = statistics.median(bars)
-    low = min(mean - min(bar, 3 * usual) for mean, bar in zip(means, bars, strict=True))
-    high = max(mean + min(bar, 3 * usual) for mean, bar in zip(means, bars, strict=True))
+    means, bars = [statistics.fmean(values) for _, values, _ in drawn], [_bar(values) for _, values, _ in drawn]
+    usual = 3 * statistics.median(bars)
+    low = min(mean - min(bar, usual) for mean, bar in zip(means, bars, strict=True))
+    high = max(mean + min(bar, usual) for mean, bar in zip(means, bars, strict=True))
     margin = 0.05 * (high - low) or 0.001
     low, high = low - margin, high + margin
     ax.set_ylim(low, high)
-    beyond = {(d, low, "v") for d, values in points if min(values) < low}
-    beyond |= {(d, high, "^") for d, values in points if max(values) > high}
-    for i, (d, edge, mark) in enumerate(sorted(beyond)):
-        label = None if i else "a seed beyond the edge"
-        ax.plot([d], [edge], mark, color="0.4", markersize=7, clip_on=False, zorder=5, label=label, linestyle="")
+    label: str | None = "goes on beyond the edge"
+    for (place, values, colour), mean, bar in zip(drawn, means, bars, strict=True):
+        for edge, mark, goes_on in (
+            (low, "v", min(*values, mean - bar) < low), (high, "^", max(*values, mean + bar) > high)
+        ):  # fmt: skip
+            if goes_on:
+                ax.plot([place], [edge], mark, color=colour, markersize=7, clip_on=False, zorder=5, linestyle="")
+                if label:  # in grey: of whichever curve
+                    ax.plot([], [], mark, color="0.4", markersize=7, label=label, linestyle="")
+                label = None
 
 
-def over_bytes(rows: Sequence[Row], name: str, path: Path) -> None:
-    """Validation AUC against served bytes, one curve an arm, and the Pareto front as a line beneath."""
-    points = by_bytes(rows)
-    title = f"AUC against the bytes of the tables, {name}: mean ± standard deviation"
-    with drawing.panels(path, 1, title, width=9, height=5.4) as (ax,):
+def over_bytes(rows: Sequence[Row], measure: str, name: str, path: Path) -> None:
+    """AUC, on validation or test, against served bytes, one curve an arm, and the Pareto front as a line beneath."""
+    points = by_bytes(rows, measure)
+    title = (
+        f"AUC against the bytes of the tables, {name}: mean ± standard deviation, {_n(len(p.values) for p in points)}"
+    )
+    with drawing.panels(path, 1, title, width=11, height=5.4) as (ax,):
         front = pareto(points)
         sizes, best = [point.nbytes for point in front], [point.mean for point in front]
         ax.step(sizes, best, where="post", color="0.8", linewidth=5, label="Pareto front")
-        arms = list(dict.fromkeys(point.arm for point in points))
+        drawn = []
+        # so that most arms look alike in the figures of all data sets
+        arms = sorted({point.arm for point in points}, key=lambda arm: (not arm.startswith(("single", "mlet")), arm))
         for i, arm in enumerate(arms):
             mine = sorted((point.nbytes, point.mean, point.std) for point in points if point.arm == arm)
+            drawn += [(point.nbytes, point.values, drawing.look(i)["color"]) for point in points if point.arm == arm]
             sizes, means, bars = (list(column) for column in zip(*mine, strict=True))
             line = "-" if arm.startswith(("single", "mlet", "low-rank", "pruned")) else ""
             ax.errorbar(sizes, means, yerr=bars, capsize=2, linestyle=line, label=arm, **drawing.look(i))
@@ -98,15 +114,10 @@ def over_bytes(rows: Sequence[Row], name: str, path: Path) -> None:
         smallest, largest = (extreme(point.nbytes for point in points) for extreme in (min, max))
         ticks = [2**power for power in range(10, 40) if smallest <= 2 ** (power + 1) and 2 ** (power - 1) <= largest]
         ax.set_xticks(ticks, [f"{tick // 1024}" for tick in ticks])
-        means = [point.mean for point in points]
-        # by the means: the bars of a point of which some seeds fail would press all else together
-        margin = 0.15 * (max(means) - min(means)) or 0.01
-        usual = 3 * statistics.median(point.std for point in points)
-        top = max(point.mean + min(point.std, usual) for point in points)
-        ax.set_ylim(min(means) - margin, top + margin / 3)
+        _limit(ax, drawn)
         ax.set_xlabel("tables as served (KiB)")
-        ax.set_ylabel("validation AUC")
-        ax.legend(frameon=False, fontsize=8, ncols=2)
+        ax.set_ylabel(f"{measure.partition('_')[0]} AUC")
+        drawing.legend_beside([ax], fontsize=9)
 
 
 def two_orders(
@@ -310,7 +321,7 @@ def over_table_rate(trials: Mapping[str, Sequence[Row]], paper: float, name: str
 def over_row_rate(rows: Sequence[Row], paper: float, name: str, path: Path) -> None:
     """Validation AUC against table rate / batch size, a curve a batch size, a panel for each model.
 
-    `paper` is the paper's rate over its batch size. A cross at the foot is a rate at which some seed diverged.
+    `paper` is the paper's rate for everything. A cross at the foot is a rate at which some seed diverged.
     """
     found = by_row_rate(rows)
     models = list(dict.fromkeys(model for model, _ in found))
@@ -329,15 +340,17 @@ def over_row_rate(rows: Sequence[Row], paper: float, name: str, path: Path) -> N
                 lost = [rate * aside for rate, values in scores.items() if not values]
                 ax.plot(lost, [0.03 * (i + 1)] * len(lost), "x", color=look["color"],
                         transform=ax.get_xaxis_transform())  # fmt: skip
-            ax.axvline(paper, color="0.5", linestyle=":")
-            ax.annotate("the paper's", (paper, 0.93), xycoords=("data", "axes fraction"), xytext=(4, 0),
-                        textcoords="offset points", color="0.35", fontsize=9)  # fmt: skip
+            its = paper / TrainingConfig.batch_size * larger_step(model.inner_dim)
+            ax.axvline(its, color="0.5", linestyle=":")
+            ax.annotate(f"the paper's {paper}\nat B = {TrainingConfig.batch_size}", (its, 0.03),
+                        xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", color="0.35",
+                        fontsize=9)  # fmt: skip
             ax.set_xscale("log", base=2)
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             ax.set_xlabel("table learning rate / B" + (f" · k/16 (k = {model.inner_dim})" if model.inner_dim else ""))
             ax.set_ylabel("validation AUC")
             ax.set_title(f"{model.label}, d={model.embedding_dim}", fontsize=10)
-            ax.legend(frameon=False, fontsize=9, loc="center left")
+        drawing.legend_beside(axes, fontsize=9)
         drawn = {model for (model, _), scores in found.items() if any(scores.values())}
         limits = [limit for ax, model in zip(axes, models, strict=True) if model in drawn for limit in ax.get_ylim()]
         for ax in axes if limits else ():

@@ -71,6 +71,8 @@ class Claim:
     """What the table is read from."""
     figure: Callable[["Tables", Path], None] | None = None
     """Draws what isn't of the groups into <path>.png and .svg, a picture a data set."""
+    pictures: tuple[str, ...] = ()
+    """Figures that lie beside the tables, which its section shows where they are there."""
 
 
 class Tables:

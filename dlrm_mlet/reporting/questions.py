@@ -8,7 +8,7 @@ from pathlib import Path
 from dlrm_mlet.config import TrainingConfig
 from dlrm_mlet.extras import needs
 from dlrm_mlet.reporting import fights, figures, order, results, step_law
-from dlrm_mlet.reporting.curves import by_bytes, make_curves, pareto, spread
+from dlrm_mlet.reporting.curves import by_bytes, compared_on, make_curves, pareto, spread
 from dlrm_mlet.reporting.judging import (
     AUC,
     PAPER,
@@ -116,7 +116,7 @@ def _of_the_law(tables: Tables) -> list[results.Row]:
 
 
 def _law_figure(tables: Tables, path: Path) -> None:
-    figures.over_row_rate(tables.rows(LAW), PAPERS_RATE_PER_ROW, tables.directory.name, path)
+    figures.over_row_rate(tables.rows(LAW), TrainingConfig.learning_rate, tables.directory.name, path)
 
 
 def _failures_table(tables: Tables) -> list[list[str]]:
@@ -210,11 +210,13 @@ def _front_table(tables: Tables) -> list[list[str]]:
     found = {name: its for name, its in RIVALS.items() if (tables.directory / f"{its}.csv").exists()}
     if not found:
         raise FileNotFoundError("no table of rivals")
-    rows = [["learning rates", "best way up to these bytes", "d", "KiB served", "validation AUC"]]
+    rows = [["learning rates", "best way up to these bytes", "d", "KiB served", "measure", "mean ± std"]]
     for name, experiment in found.items():
-        for point in pareto(by_bytes(tables.rows(experiment))):
-            what = [point.label, str(point.embedding_dim), f"{point.nbytes / 1024:,.0f}", spread(point.values)]
-            rows.append([name, *what])
+        its = tables.rows(experiment)
+        measure = compared_on(its)
+        for point in pareto(by_bytes(its, measure)):
+            what = [point.label, str(point.embedding_dim), f"{point.nbytes / 1024:,.0f}"]
+            rows.append([name, *what, f"{measure.partition('_')[0]} AUC", spread(point.values)])
     return rows
 
 
@@ -281,7 +283,7 @@ QUESTIONS = (
             "seeds."
             + ("" if name in fights.DLRM else BY_ROW),
             {TUNED: Group((name,), functools.partial(fights.gains, experiment=name))},
-            table=functools.partial(fights.table, experiment=name), experiments=(name,),
+            table=functools.partial(fights.table, experiment=name), experiments=(name,), pictures=(name,),
         )
         for name, text in fights.NAMES.items()
     ),
@@ -304,7 +306,7 @@ QUESTIONS = (
         "rows at the end; the effective rank (1 to d) of W is the mean of the tables that MLET has. AUC by how rare a "
         "row's rarest id is, in thirds of validation.",
         {TUNED: Group(("deepfm-controls",), _over_plain)},
-        table=_deepfm_table, experiments=("deepfm-controls",),
+        table=_deepfm_table, experiments=("deepfm-controls",), pictures=("deepfm-controls",),
     ),
     Claim(
         "step-law",
@@ -331,7 +333,7 @@ QUESTIONS = (
         "The Pareto front: no other way of which all runs finished is both smaller and better in the mean. Counted is "
         "all that is served: projections, scales, offsets, and where pruned tables' numbers lie. At the paper's rate "
         "fewer ways were run.",
-        {}, table=_front_table, verdict=_front, experiments=tuple(RIVALS.values()),
+        {}, table=_front_table, verdict=_front, experiments=tuple(RIVALS.values()), pictures=tuple(RIVALS.values()),
     ),
     Claim(
         "order",

@@ -15,6 +15,7 @@ from dlrm_mlet.reporting.curves import (
     Difference,
     as_markdown,
     by_bytes,
+    compared_on,
     difference,
     gains,
     labels,
@@ -91,10 +92,10 @@ def draw(table: Path, target: Path) -> list[Path]:
     elif not any(row.measures for row in rows):  # all diverged: the page says so
         pass
     elif any(key in SMALLER for row in rows for key in row.settings):
-        figures.over_bytes(rows, name, place)
+        figures.over_bytes(rows, compared_on(rows), name, place)
         written += drawing.files(place)
     elif step_law.is_one(rows):
-        figures.over_row_rate(rows, TrainingConfig.learning_rate / TrainingConfig.batch_size, name, place)
+        figures.over_row_rate(rows, TrainingConfig.learning_rate, name, place)
         written += drawing.files(place)
     elif any(curve.points for curve in curves):
         figures.over_dimension(curves, BOTH, name, place)
@@ -103,7 +104,8 @@ def draw(table: Path, target: Path) -> list[Path]:
     if (beside := table.with_name(f"{table.stem}-frequency.csv")).exists():
         thirds = results.read_thirds(beside)
         _check_of(rows, thirds, beside)
-    page = markdown(rows, curves, name, table.name, thirds)
+    beside = table.with_name(f"{table.stem}-trials.csv")
+    page = markdown(rows, curves, name, table.name, thirds, results.read(beside) if beside.exists() else ())
     if (beside := table.with_name(f"{table.stem}-spectra.csv")).exists():
         found = results.read_spectra(beside)
         _check_of(rows, found, beside)
@@ -196,17 +198,24 @@ def _draw_equation_6(table: Path, target: Path) -> list[Path]:
     return drawing.files(target / table.stem)
 
 
-def markdown(rows: Sequence[Row], curves: Sequence[Curve], name: str, source: str, thirds: Sequence[Third] = ()) -> str:
+def markdown(
+    rows: Sequence[Row],
+    curves: Sequence[Curve],
+    name: str,
+    source: str,
+    thirds: Sequence[Third] = (),
+    trials: Sequence[Row] = (),
+) -> str:
     """The table of all points with mean ± standard deviation and n, and what a reader wants to know of the curves."""
     seconds = sum(row.seconds for row in rows) / 60
     where = sorted({f"{row.provenance['device']}, torch {row.provenance['torch']}" for row in rows})
-    changed = sum(row.provenance["commit"].endswith("+") for row in rows)
+    made = (_made(rows, "of them"), _made(trials, f"of the {len(trials)} trials behind them"))
     lines = [
         f"# {name}",
         "",
         f"Drawn from [{source}]({quote(source)}) by `make figures`. {len(rows)} runs, {seconds:.0f} core-minutes of "
         f"training on {'; '.join(where)}."
-        + (f" {changed} of them are of checkouts with uncommitted changes." if changed else "")
+        + "".join(made)
         + " Mean ± sample standard deviation over n seeds; d is the dimension that is served, k the inner dimension "
         "that is trained.",
         "",
@@ -228,6 +237,12 @@ def markdown(rows: Sequence[Row], curves: Sequence[Curve], name: str, source: st
         if free := zero_cost(others, single, "validation_auc"):
             lines += ["", "## Better and smaller at no larger training memory", "", *_zero_cost_table(free)]
     return "\n".join(lines) + "\n"
+
+
+def _made(rows: Sequence[Row], which: str) -> str:
+    """How many runs are of a checkout that differs from its commit, as a sentence; nothing where none is."""
+    changed = sum(row.provenance["commit"].endswith("+") for row in rows)
+    return f" {changed} {which} are of checkouts with uncommitted changes." if changed else ""
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -273,8 +288,9 @@ def _tuned_table(rows: Sequence[Row], curves: Sequence[Curve]) -> list[str]:
 
 
 def _pareto_table(rows: Sequence[Row]) -> list[str]:
-    lines = ["| model | d | KiB served | validation AUC |", "|---|--:|--:|---|"]
-    for point in pareto(by_bytes(rows)):
+    measure = compared_on(rows)
+    lines = [f"| model | d | KiB served | {measure.partition('_')[0]} AUC |", "|---|--:|--:|---|"]
+    for point in pareto(by_bytes(rows, measure)):
         lines.append(f"| {point.label} | {point.embedding_dim} | {point.nbytes / 1024:,.0f} | {spread(point.values)} |")
     return lines
 

@@ -1,20 +1,18 @@
 """Tables of results -> the page of claims, a figure for each, and claims.csv: what is claimed and what came out."""
 
 import contextlib
-import csv
-import math
 import os
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from dlrm_mlet.files import replacing
-from dlrm_mlet.reporting import drawing, forest, judging, results
+from dlrm_mlet.reporting import drawing, fights, forest, judging, results
 from dlrm_mlet.reporting.claims import CLAIMS
 from dlrm_mlet.reporting.curves import as_markdown
-from dlrm_mlet.reporting.judging import MARGIN, PAPER, TUNED, Claim, Counts, Point, Tables
+from dlrm_mlet.reporting.judging import MARGIN, PAPER, TUNED, Claim, Counts, Tables
+from dlrm_mlet.reporting.ledger import Outcome, Outcomes, as_csv
 from dlrm_mlet.reporting.questions import QUESTIONS
 from dlrm_mlet.reporting.results import CLAIMS as CLAIMS_TABLE
 from dlrm_mlet.reporting.results import COMPANIONS, ResultsError
@@ -30,17 +28,22 @@ DATASETS = {
 INTRODUCTION = f"""\
 # What the paper claims, and what came out
 
-Drawn by `dlrm-mlet report` from the tables in results/ alone; every difference is a row of claims.csv. A point is a
-mean of differences that are paired by seed, positive being better. The verdicts of a claim hold jointly on each data
-set: that one of them is wrong has a chance of 5 % (Student's t, Holm's procedure). An interval is at the level at
-which its point was tested, 95 % or more, so that it agrees with the verdict; that all intervals of a claim hold at
-once is a little less sure. *Shown*: the whole interval lies above 0; *opposite shown*: below; *not decided (±x)*:
-neither, where x is half the widest such interval of a measure, so that a mean beyond it would have been decided. A
-claim that nothing is gained is shown where the interval (all of them hold at once) lies within ±{MARGIN} AUC or below
-that, the opposite where it lies above; there a mean beyond x + {MARGIN} would have been decided. The counts are
-points for, against and open. Choices are made on validation and test was read once: what is tuned is compared on
-test, what isn't on validation. Seeds whose run diverged on either side have no pair. An interval is over seeds: other
-rows to score, or another search of the rates, are not in it. docs/terms.md explains the words.
+Drawn by `dlrm-mlet report` from the tables in results/ alone. Every number of its tables is a row of claims.csv, with
+the level of its interval. docs/terms.md explains the words.
+
+- A point is a mean of differences that are paired by seed, positive being better. Seeds whose run diverged on either
+  side have no pair.
+- The verdicts of a claim hold jointly on each data set: that one of them is wrong has a chance of 5 % (Student's t,
+  Holm's procedure). An interval is at the level at which its point was tested, 95 % or more, so that it agrees with the
+  verdict; that all intervals of a claim hold at once is a little less sure. It is over seeds: other rows to score, or
+  another search of the rates, are not in it.
+- *Shown*: the whole interval lies above 0; *opposite shown*: below; *not decided (±x)*: neither, where x is half the
+  widest such interval of a measure, so that a mean beyond it would have been decided; *no difference at all*: each
+  seed's is 0, which counts as open.
+- A claim that nothing is gained is shown where the interval (all of them hold at once) lies within ±{MARGIN} AUC or
+  below that, the opposite where it lies above; there a mean beyond x + {MARGIN} would have been decided.
+- The counts are points for, against and open, in AUC and LogLoss. An arrow in a picture: an interval that goes on.
+- Choices are made on validation and test was read once: what is tuned is compared on test, what isn't on validation.
 """
 ELSEWHERE = {
     "equation-6": ("python scripts/equation_6.py", "linear/equation-6.csv"),
@@ -48,33 +51,10 @@ ELSEWHERE = {
     "step-cuda": ("dlrm-mlet benchmark --device cuda", "benchmarks/step-cuda.md"),
 }
 """Command and records of what isn't a sweep's."""
-COLUMNS = ("claim", "dataset", "group", "point", "measure", "mean", "std", "low", "high", "n", "tables")
 UNREADABLE = (ValueError, LookupError, ArithmeticError, TypeError, AttributeError)
 """What a table that isn't as a sweep writes it can end in; ResultsError is among them."""
 FIGURES = "claims"
 """The directory of the figures, beside the data sets."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came out of a claim on one data set."""
-
-    points: list[Point]
-    table: list[list[str]]
-    said: str
-    """The verdict of a claim without points."""
-    tables: frozenset[str]
-    """The experiments that there are records of."""
-    refused: bool = False
-    """A table can't be judged: `said` says why."""
-
-    def of(self, group: str) -> list[Point]:
-        """The points of one group."""
-        return [point for point in self.points if point.group == group]
-
-
-Outcomes = dict[str, Outcome]
-"""Data set -> outcome, where there are records."""
 
 
 def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | None = None) -> Iterator[Path]:
@@ -93,8 +73,7 @@ def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | No
         if drawn:
             path = out / FIGURES / claim.name
             (path.parent).mkdir(parents=True, exist_ok=True)
-            forest.differences({name: _first_measure(its) for name, its in drawn.items()}, list(claim.groups),
-                           MARGIN if claim.is_equality else None, claim.text, path)  # fmt: skip
+            forest.differences(drawn, list(claim.groups), MARGIN if claim.is_equality else None, claim.text, path)
             yield from drawing.files(path)
         if claim.figure is not None:
             for name in (name for name, its in found.items() if _is_drawn(claim, its)):
@@ -144,21 +123,36 @@ def judge(claim: Claim, directory: Path, datasets: Sequence[str]) -> Outcomes:
             except FileNotFoundError:
                 table, said = [], ""
             points = judging.points(claim, tables)
+            options = {name: fights.options(tables, name) for name in _reads(claim) if name in there & fights.OTHERS}
         except UNREADABLE as error:
             found[name] = Outcome([], [], f"can't be judged: {_why(error, claim, tables)}", there, refused=True)
             continue
         if not points and not said and judging.was_run(claim, tables):
             said = "nothing to compare among the runs that finished"
         if points or said:
-            found[name] = Outcome(points, table, said, there)
+            found[name] = Outcome(points, table, said, there, _pictures(claim, tables.directory), options)
     return _once(claim, found)
+
+
+def _pictures(claim: Claim, directory: Path) -> tuple[str, ...]:
+    """The claim's pictures that are there, from the directory of all results on."""
+    found = [
+        Path(ELSEWHERE[name][1]).with_suffix("").as_posix() if name in ELSEWHERE else f"{directory.name}/{name}"
+        for name in claim.pictures
+    ]
+    return tuple(f"{name}.svg" for name in found if (directory.parent / f"{name}.svg").exists())
+
+
+def _reads(claim: Claim) -> list[str]:
+    """The experiments that a claim is read from, each once."""
+    of_groups = (name for group in claim.groups.values() for name in group.experiments)
+    return list(dict.fromkeys([*claim.experiments, *of_groups]))
 
 
 def _why(error: Exception, claim: Claim, tables: Tables) -> str:
     if isinstance(error, ResultsError):
         return str(error)
-    read = dict.fromkeys([*claim.experiments, *(name for group in claim.groups.values() for name in group.experiments)])
-    return f"{tables.directory}: {', '.join(read)}: {error!r}; expected tables as a sweep writes them"
+    return f"{tables.directory}: {', '.join(_reads(claim))}: {error!r}; expected tables as a sweep writes them"
 
 
 def _once(claim: Claim, found: Outcomes) -> Outcomes:
@@ -170,31 +164,6 @@ def _once(claim: Claim, found: Outcomes) -> Outcomes:
 
 def _is_elsewhere(claim: Claim) -> bool:
     return bool(claim.experiments) and set(claim.experiments) <= set(ELSEWHERE)
-
-
-def as_csv(judged: Sequence[tuple[Claim, Outcomes]]) -> str:
-    """Every number of the page's figures and tables of differences: a row a point."""
-    lines: list[list[str]] = [list(COLUMNS)]
-    for claim, found in judged:
-        for name, outcome in found.items():
-            for point in outcome.points:
-                gain = point.gain
-                numbers = [f"{value:.6f}" if math.isfinite(value) else ""
-                           for value in (gain.mean, gain.std, gain.low, gain.high)]  # fmt: skip
-                lines.append([claim.name, name, point.group, point.name, point.measure, *numbers, str(gain.n),
-                              " ".join(f"{name}/{source}.csv" for source in point.sources
-                                       if source in outcome.tables)])  # fmt: skip
-    buffer = _Lines()
-    csv.writer(buffer, lineterminator="\n").writerows(lines)
-    return "".join(buffer.parts)
-
-
-class _Lines:
-    def __init__(self) -> None:
-        self.parts: list[str] = []
-
-    def write(self, text: str) -> None:
-        self.parts.append(text)
 
 
 def text(judged: Sequence[tuple[Claim, Outcomes]], datasets: Sequence[str], out: str, directory: str) -> str:
@@ -283,6 +252,8 @@ def _of_dataset(claim: Claim, name: str, outcome: Outcome, directory: str) -> li
                   f"**{name}: {outcome.said}**.", ""]  # fmt: skip
     if outcome.table:
         lines += [*as_markdown(outcome.table), ""]
+    for picture in outcome.pictures:
+        lines += [f"![{Path(picture).stem}: {Path(picture).parent}]({quote(f'{directory}/{picture}')})", ""]
     if outcome.points:
         head = ["rate", "point", "measure", "difference", "std", "interval at its level", "n"]
         rows = [
@@ -295,23 +266,19 @@ def _of_dataset(claim: Claim, name: str, outcome: Outcome, directory: str) -> li
     sources = {source: None for source in sources if source in ELSEWHERE or source in outcome.tables}
     commands, records = [], []
     for source in sources:
-        command, record = ELSEWHERE.get(source, (_command(name, source), f"{name}/{source}.md"))
+        command, record = ELSEWHERE.get(source, (_command(name, source, outcome.options), f"{name}/{source}.md"))
         commands.append(f"`{command}`")
         records.append(f"[{record}]({quote(f'{directory}/{record}')})")
     lines += [f"Commands: {', '.join(commands)}. Records: {', '.join(records)}.", ""]
     return lines
 
 
-def _command(dataset: str, experiment: str) -> str:
-    if experiment.split("-", maxsplit=1)[0] in ("deepfm", "dcnv2", "autoint"):
+def _command(dataset: str, experiment: str, options: Mapping[str, str]) -> str:
+    if experiment in options:
         model, _, what = experiment.partition("-")
-        return f"python scripts/other_models.py {dataset} {model}{' --controls' if what == 'controls' else ''}"
+        controls = " --controls" if what == "controls" else ""
+        return f"python scripts/other_models.py {shlex.quote(dataset)} {model}{controls}{options[experiment]}"
     return f"make sweep DATASET={shlex.quote(dataset)} GRID={shlex.quote(experiment)}"
-
-
-def _first_measure(points: Sequence[Point]) -> list[Point]:
-    """Those of the measure that the figure shows, on validation or test: AUC where there are several."""
-    return [point for point in points if judging.metric(point.measure) == judging.metric(points[0].measure)]
 
 
 def _link(page: Path, to: Path) -> str:

@@ -8,12 +8,24 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from matplotlib.axes import Axes
 
 from dlrm_mlet.__main__ import main
-from dlrm_mlet.reporting import figures, forest, judging, publishing, questions, reproduction, results
+from dlrm_mlet.reporting import (
+    drawing,
+    fights,
+    figures,
+    forest,
+    judging,
+    ledger,
+    publishing,
+    questions,
+    reproduction,
+    results,
+)
 from dlrm_mlet.reporting.claims import CLAIMS
 from dlrm_mlet.reporting.compare import compare
-from dlrm_mlet.reporting.curves import Difference, Served, as_markdown, difference, pareto
+from dlrm_mlet.reporting.curves import Difference, Served, as_markdown, by_bytes, compared_on, difference, pareto
 from dlrm_mlet.reporting.judging import AUC, PAPER, TUNED, Tables
 from dlrm_mlet.reporting.questions import QUESTIONS
 from dlrm_mlet.reporting.report import draw, draw_rates
@@ -139,7 +151,8 @@ def test_the_fights_together_are_the_mean_over_points_seed_by_seed(directory):
         "DLRM, Adam, batch 128, d=2 over 4": pytest.approx(0.00415),
     }
     judged = [(claim("all-fights"), reproduction.judge(claim("all-fights"), directory.parent, ["shop"]))]
-    [row] = [row for row in csv.reader(reproduction.as_csv(judged).splitlines()) if row[3] == "d=2"]
+    row, *of_table = [row for row in csv.reader(ledger.as_csv(judged).splitlines()) if row[3] == "d=2"]
+    assert [(cell[4], cell[5]) for cell in of_table] == [("pairs of runs", "8"), ("without one of the two", "0")]
     assert row[-1] == "shop/fair-fight-sgd.csv shop/fair-fight-adam.csv"  # those that there are
 
 
@@ -371,8 +384,113 @@ def test_a_narrower_single_layer_that_is_as_good_is_told_beside_mlet(directory):
     write(directory / "paper-grid.csv", [(arm, d, seed, auc) for (arm, d), auc in aucs.items() for seed in range(2)])
     smaller, tables = claim("smaller"), Tables(directory)
     assert smaller.table(tables)[1:] == [
-        ["MLET k=16", "d=8", "4x (d=2)", "–"], ["single layer", "d=8", "4x (d=2)", "–"]
+        ["at the paper's rate, SGD", "MLET k=16", "4x (d=2)"], ["at the paper's rate, SGD", "single layer", "4x (d=2)"]
     ]  # fmt: skip
-    found = "4x or more: MLET at 1 of 1 (k, wide d), a narrower single layer at 1 of 1 (wide d)"
-    said = f"at the paper's rate {found}; tuned nothing to compare"
-    assert smaller.verdict(tables) == said
+    found = "MLET at 1 of 1, a narrower single layer at 1 of 1"
+    assert smaller.verdict(tables) == f"at the paper's rate 4x or more: {found}, 2x or more: {found}"
+
+
+def test_every_way_of_training_has_its_factors(directory):
+    """Once that of SGD alone, which left out where MLET does save width."""
+    aucs = {("single", 4): 0.7, ("single", 8): 0.75, ("mlet", 4): 0.76, ("mlet", 8): 0.77}
+    for name in ("fair-fight-sgd", "deepfm-adam"):
+        write(directory / f"{name}.csv", [(arm, d, seed, auc if name == "deepfm-adam" or arm == "single" else auc - 0.1)
+                                          for (arm, d), auc in aucs.items() for seed in range(2)])  # fmt: skip
+    smaller, tables = claim("smaller"), Tables(directory)
+    assert [row[1:] for row in smaller.table(tables)[1:]] == [
+        ["MLET k=16", "not reached"], ["single layer", "1x (d=8)"], ["MLET k=16", "2x (d=4)"],
+        ["single layer", "1x (d=8)"]
+    ]  # fmt: skip
+    alone = "a narrower single layer at 0 of 2"
+    assert smaller.verdict(tables) == f"tuned 4x or more: MLET at 0 of 2, {alone}, 2x or more: MLET at 1 of 2, {alone}"
+
+
+def test_the_paper_s_rate_is_where_its_step_is(tmp_path, monkeypatch):
+    """Once at the single layer's place in MLET's panel too, where the axis counts its larger step."""
+    path = tmp_path / "shop" / "batch-size.csv"
+    path.parent.mkdir()
+    head = HEADER.replace("embedding_dim,", "embedding_dim,batch_size,table_learning_rate,")
+    lines = [f"{arm},{k},8,128,{rate},{seed},finished,0.7,0.5,,,{TAIL}" for arm, k in (("single", ""), ("mlet", "64"))
+             for rate in (12.8, 25.6) for seed in (0, 1)]  # fmt: skip
+    path.write_text("\n".join([head, *lines]) + "\n")
+    places: list[float] = []
+    axvline = Axes.axvline
+    monkeypatch.setattr(Axes, "axvline", lambda ax, x, **how: places.append(x) or axvline(ax, x, **how))
+    draw(path, path.parent)
+    assert places == pytest.approx([0.2 / 128, 0.2 / 128 * 64 / 16])
+
+
+def test_all_points_are_drawn_and_what_goes_on_has_an_arrow(tmp_path, monkeypatch):
+    """Once LogLoss was not drawn, though the verdicts count it, and a bar that was cut looked like a short one."""
+    marks: list[str] = []
+    plot = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda ax, *all_of, **how: marks.append(all_of[2]) or plot(ax, *all_of, **how))
+    rows: list[float] = []
+    errorbar = Axes.errorbar
+    monkeypatch.setattr(Axes, "errorbar", lambda ax, *all_of, **how: rows.append(all_of[0]) or
+                        errorbar(ax, *all_of, **how))  # fmt: skip
+    short = [difference([0.001, 0.002, 0.003]) for _ in range(4)]
+    far = Difference(0.001, 1.0, -1.0, 1.002, 3)
+    found = [judging.Point("of", f"d={d}", measure, gain, ()) for measure in ("test_auc", "test_log_loss")
+             for d, gain in enumerate([*short, far])]  # fmt: skip
+    forest.differences({"a": found, "b": found[:5]}, ["of"], None, "title", tmp_path / "drawn")
+    assert len(rows) == 15
+    assert marks == ["<", ">"] * 3
+
+
+def test_looks_of_many_are_told_apart_in_grey():
+    looks = [(look["marker"], look.get("markerfacecolor")) for look in map(drawing.look, range(len(drawing.MARKERS)))]
+    assert len(set(looks)) == len(looks)
+    colours = [(drawing.look(i)["color"], drawing.look(i).get("markerfacecolor")) for i in range(14)]
+    assert len(set(colours)) == 14
+
+
+def test_what_was_tuned_is_ranked_by_bytes_on_test(directory):
+    """Its rates were chosen on validation."""
+    runs = [(arm, 4, seed, 0.7 + seed / 99) for arm in ("single", "mlet") for seed in range(2)]
+    for rates, measure in ((None, AUC), ({"table_learning_rate": "1.6"}, "test_auc")):
+        assert compared_on(results.read(write(directory / "rivals.csv", runs, rates))) == measure
+    [row, *_] = results.read(write(directory / "rivals.csv", [("single", 4, 0, 0.75)], {"table_learning_rate": "1.6"}))
+    row.measures["test_auc"] = 0.6
+    assert [point.mean for measure in (AUC, "test_auc") for point in by_bytes([row], measure)] == [0.75, 0.6]
+
+
+def test_the_command_of_another_model_makes_what_its_table_has(directory):
+    """Once without its options, so that it trained other widths and arms."""
+    runs = {
+        "deepfm-adam": (("single", "mlet"), (4, 16)),
+        "deepfm-controls": (("single", "l2-1"), (4,)),
+        "dcnv2-adam": (("single", "mlet", "frozen"), (2, 4, 8, 16)),
+    }
+    for name, (arms, widths) in runs.items():
+        write(directory / f"{name}.csv", [(arm, d, 0, 0.7) for arm in arms for d in widths])
+    options = [fights.options(Tables(directory), name) for name in runs]
+    assert options == [" --arms single mlet --embedding-dim 4 16", " --embedding-dim 4", ""]
+    assert set(runs) <= fights.OTHERS
+
+
+def test_trials_of_a_changed_checkout_are_counted(directory):
+    runs = [("single", 4, seed, 0.7) for seed in range(2)]
+    page = write(directory / "fair-fight-sgd.csv", runs, {"table_learning_rate": "1"})
+    trials = write(directory / "fair-fight-sgd-trials.csv", runs, {"table_learning_rate": "1"})
+    trials.write_text(trials.read_text().replace(",c\n", ",c+\n"))
+    draw(page, directory)
+    assert " 2 of the 2 trials behind them are of checkouts with uncommitted" in page.with_suffix(".md").read_text()
+    assert "of them are of checkouts" not in page.with_suffix(".md").read_text()
+
+
+def test_every_number_of_a_table_is_a_row_of_the_claims():
+    table = [
+        ["model", "d", "n", "test AUC, mean", "std", "KiB", "tried", "gain", "range", "ranked (n)", "on"],
+        ["MLET, k=64", "4", "12", "0.7843", "0.0027", "1,289", "not kept", "+9 %", "0.93 to 1.07", "0.7 ± 0.1 (5)",
+         "–"],
+    ]  # fmt: skip
+    judged = [(claim("loss"), {"shop": ledger.Outcome([], table, "", frozenset({"paper-grid"}))})]
+    rows = list(csv.DictReader(ledger.as_csv(judged).splitlines()))
+    assert {row["point"] for row in rows} == {"MLET, k=64, d=4, not kept, –"}
+    assert {row["tables"] for row in rows} == {"shop/paper-grid.csv"}
+    assert [(row["measure"], row["mean"], row["std"], row["low"], row["high"], row["n"]) for row in rows] == [
+        ("test AUC, mean", "0.7843", "0.0027", "", "", "12"), ("KiB", "1289", "", "", "", "12"),
+        ("gain", "+9", "", "", "", "12"), ("range", "", "", "0.93", "1.07", "12"),
+        ("ranked (n)", "0.7", "0.1", "", "", "5"),
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import re
 import shutil
 import statistics
 from pathlib import Path
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from dlrm_mlet.__main__ import main
-from dlrm_mlet.reporting import curves, judging, questions, reproduction, results, step_law
+from dlrm_mlet.reporting import curves, judging, ledger, questions, reproduction, results, step_law
 from dlrm_mlet.reporting.claims import CLAIMS
 from dlrm_mlet.reporting.curves import difference, gains, make_curves, shrink_factors, zero_cost
 from dlrm_mlet.reporting.judging import AUC, Tables
@@ -121,15 +122,19 @@ def test_the_claims_page_says_what_was_not_run_and_judges_the_rest(table, tmp_pa
     assert "(#a-single-layer-gets-better-with-d-figure-1) | mine | shown | shown | 4 / 0 / 0 |" in page
     assert "(#mlet-beats-the-single-layer-at-the-same-d-figures-2-and-3) | mine | shown | shown | 8 / 0 / 0 |" in page
     assert "(#the-gain-grows-with-k) | mine | no difference at all |  | 0 / 0 / 2 |" in page  # both k are the same
-    assert "| MLET k=16 | d=8 | 2x (d=4) | – |" in page
+    assert "| at the paper's rate, SGD | MLET k=16 | 2x (d=4) |" in page
     rows = list(csv.DictReader((tmp_path / "drawn" / "claims.csv").read_text().splitlines()))
-    for row in rows:  # every difference of the page is a row of it
-        assert (
-            f"| {row['group']} | {row['point']} | {row['measure'].replace('_', ' ')} | {float(row['mean']):+.4f} |"
-            in page
-        )
-    of_differences = [line for line in page.splitlines() if line.startswith(("| at the", "| tuned"))]
-    assert len(rows) == sum(line.count("|") == 8 for line in of_differences)
+    differences = [row for row in rows if row["group"] != ledger.TABLE]
+    for row in differences:  # every difference of the page is a row of it
+        place = f"| {row['group']} | {row['point']} | {row['measure'].replace('_', ' ')} | {float(row['mean']):+.4f} |"
+        assert place in page
+        assert 0.95 <= float(row["level"]) < 1
+        low, high = float(row["low"] or "-inf"), float(row["high"] or "inf")
+        if row["claim"] != "saturation":  # of no difference
+            assert row["verdict"] == ("for" if low > 0 else "against" if high < 0 else "open")
+    of_differences = [line for line in page.splitlines() if re.match(r"\| (at the paper's rate|tuned) \| ", line)]
+    assert len(differences) == sum(line.count("|") == 8 for line in of_differences)
+    assert {row["point"] for row in rows if row["claim"] == "smaller"} >= {"at the paper's rate, SGD, MLET k=16"}
     assert f"![{CLAIMS[0].text}: differences with their intervals](drawn/claims/d.svg)" in page
     assert all(path.exists() for path in written)
 
@@ -236,7 +241,7 @@ def test_committed_claims_are_those_of_the_committed_results():
     assert (
         reproduction.text(judged, names, "../results", "../results") == (ROOT / "docs" / "reproduction.md").read_text()
     )
-    assert reproduction.as_csv(judged) == (ROOT / "results" / "claims.csv").read_text()
+    assert ledger.as_csv(judged) == (ROOT / "results" / "claims.csv").read_text()
 
 
 def test_served_bytes_have_a_pareto_front():
@@ -507,7 +512,7 @@ def test_a_point_of_which_all_runs_diverged_is_in_the_table_of_its_claim(tmp_pat
     text = path.with_name("fair-fight-sgd.csv").read_text().replace("mlet,8x8,4", "mlet,8,8")
     path.with_name("fair-fight-sgd.csv").write_text(text)
     fight = next(claim for claim in QUESTIONS if claim.name == "fair-fight-sgd")
-    assert ["MLET k=8", "8", "0", "2", "–", "–", "–", "–", "–"] in fight.table(Tables(path.parent))
+    assert ["MLET k=8", "8", "0", "2", "–", "–", "not kept", "–", "–"] in fight.table(Tables(path.parent))
 
 
 def test_pairs_without_a_seed_in_common_are_no_pairs(tmp_path, table):
