@@ -1,6 +1,7 @@
 """What the paper leaves open: how much of the gain is MLET's own, by which optimizer and model, and what else is."""
 
 import functools
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from dlrm_mlet.config import TrainingConfig
 from dlrm_mlet.extras import needs
 from dlrm_mlet.reporting import fights, figures, order, results, step_law
-from dlrm_mlet.reporting.curves import by_bytes, compared_on, make_curves, pareto, spread
+from dlrm_mlet.reporting.curves import Curve, by_bytes, compared_on, make_curves, pareto, spread
 from dlrm_mlet.reporting.judging import (
     AUC,
     PAPER,
@@ -33,6 +34,8 @@ LATE = 0.02
 """A run counts as failed when its validation AUC is so far below the median of its point."""
 PLAIN = ("paper-grid", "controls", "mechanism", "depth", "narrow", "rivals")
 """The tables that have runs of plain models at the paper's rate."""
+RULE = 0.1
+"""The table rate over the batch size with which docs/mlet-or-a-rate.md says to begin; for MLET times 16/k."""
 RIVALS = {PAPER: "rivals", TUNED: "rivals-tuned"}
 """The tables that have ways to small tables other than MLET."""
 CONTROLS = {
@@ -113,6 +116,26 @@ def _of_the_law(tables: Tables) -> list[results.Row]:
     if not step_law.is_one(rows := tables.rows(LAW)):
         raise FileNotFoundError(f"{LAW}: not each run has a batch size and a table rate of its own")
     return rows
+
+
+def _by_rule(tables: Tables, inner_dim: str) -> Curve:
+    """The model whose tables have RULE times the batch size as their rate, and all else the paper's; untuned."""
+    paper = TrainingConfig.learning_rate, TrainingConfig.batch_size
+    wanted = (*paper, RULE * TrainingConfig.batch_size / step_law.larger_step(inner_dim))
+    for curve in make_curves(_of_the_law(tables)):
+        keys = ("learning_rate", "batch_size", "table_learning_rate")
+        its = [float(curve.settings.get(key) or paper[0]) for key in keys]
+        if curve.inner_dim == inner_dim and all(map(math.isclose, its, wanted)):
+            return curve
+    raise FileNotFoundError(f"{LAW}: no table rate of {wanted[2]:g} at a batch of {paper[1]}")
+
+
+def _rule_over_mlet(tables: Tables) -> Gains:
+    return paired(_by_rule(tables, ""), tables.mlet("paper-grid"))
+
+
+def _mlet_over_rule(tables: Tables) -> Gains:
+    return paired(_by_rule(tables, tables.mlet("paper-grid").inner_dim), _by_rule(tables, ""))
 
 
 def _law_figure(tables: Tables, path: Path) -> None:
@@ -317,6 +340,16 @@ QUESTIONS = (
         "seed diverged are left out.",
         {}, table=_law_table, verdict=lambda tables: step_law.verdict(_of_the_law(tables)), experiments=(LAW,),
         figure=_law_figure,
+    ),
+    Claim(
+        "rule",
+        "Untuned, is a plain table by that rule better than MLET at the paper's rate?",
+        "has one rate for everything.",
+        f"A plain table whose rate is {RULE} times the batch size, and all else as the paper has it, over MLET at the "
+        "paper's rate; and MLET by the same rule, its rate 16/k times as large, over that plain table. The rule was "
+        "read off the runs of this batch size, among others, and other d weren't run.",
+        {"plain by the rule over MLET at the paper's rate": Group((LAW, "paper-grid"), _rule_over_mlet),
+         "MLET by the rule over plain by the rule": Group((LAW, "paper-grid"), _mlet_over_rule)},
     ),
     Claim(
         "failures",

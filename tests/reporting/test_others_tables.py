@@ -420,6 +420,21 @@ def test_the_paper_s_rate_is_where_its_step_is(tmp_path, monkeypatch):
     assert places == pytest.approx([0.2 / 128, 0.2 / 128 * 64 / 16])
 
 
+def test_the_rule_is_judged_where_its_rate_was_run(directory):
+    """A plain table at 0.1 x B beside MLET's at 16/k of that, and no run of another batch or MLPs' rate."""
+    head = HEADER.replace("embedding_dim,", "embedding_dim,batch_size,learning_rate,table_learning_rate,")
+    points = {("single-128", "", 128, 0.2, 12.8): 0.75, ("single-128", "", 128, 0.4, 12.8): 0.9,
+              ("single-32", "", 32, 0.2, 12.8): 0.9, ("mlet-128", "16", 128, 0.2, 12.8): 0.76}  # fmt: skip
+    lines = [f"{arm},{k},8,{b},{mlp},{rate},{seed},finished,{auc + seed / 999},0.5,,,{TAIL}"
+             for (arm, k, b, mlp, rate), auc in points.items() for seed in (0, 1)]  # fmt: skip
+    write(directory / "paper-grid.csv", [("mlet", 8, seed, 0.7 + seed / 999) for seed in (0, 1)])
+    assert judging.points(claim("rule"), Tables(directory)) == []
+    (directory / "batch-size.csv").write_text("\n".join([head, *lines]) + "\n")
+    assert [point.gain.mean for point in judging.points(claim("rule"), Tables(directory))] == [
+        pytest.approx(0.05), pytest.approx(0.01)
+    ]  # fmt: skip
+
+
 def test_all_points_are_drawn_and_what_goes_on_has_an_arrow(tmp_path, monkeypatch):
     """Once LogLoss was not drawn, though the verdicts count it, and a bar that was cut looked like a short one."""
     marks: list[str] = []
