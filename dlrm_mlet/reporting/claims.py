@@ -146,7 +146,7 @@ def _rare_over_frequent(tables: Tables, experiment: str) -> Gains:
 
 
 def _factors(tables: Tables) -> Iterator[tuple[str, Curve, dict[int, tuple[int, float] | None]]]:
-    """Of each way of training the models but the widest single layer's own, and by the single layer's d the factor."""
+    """Way of training, a curve (MLET's of each k, then the single layer's), and by the single layer's d its factor."""
     for experiment, text in {GRID: f"{PAPER}, SGD", **fights.NAMES}.items():
         with contextlib.suppress(FileNotFoundError):
             single = tables.curve(experiment, "single")
