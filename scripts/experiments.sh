@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # What docs/reproduction.md is drawn from, on one data set; what is done already is kept. Usage: scripts/experiments.sh
-# DATASET [EXPERIMENT...]. Without names: on flights, Complete Journey and data of your own those that answer most,
-# otherwise all that there are.
+# DATASET [EXPERIMENT...]. Without names those that answer most.
 set -euo pipefail
 dataset=$1
 shift
 if [ $# -eq 0 ]; then
     case $dataset in
         complete-journey) set -- paper-grid controls fair-fight-sgd fair-fight-adam-512 mechanism depth narrow ;;
-        complete-journey-by-time | criteo-kaggle | avazu*) set -- $(basename --suffix .toml "configs/$dataset"/*.toml) ;;
+        complete-journey-by-time) set -- paper-grid fair-fight-adam-512 ;;
+        criteo-kaggle) set -- paper-grid controls fair-fight-sgd fair-fight-adagrad mechanism depth narrow rivals rivals-tuned ;;
+        avazu) set -- paper-grid controls fair-fight-sgd fair-fight-adagrad mechanism depth narrow rivals rivals-tuned ;;
+        avazu-as-published) set -- paper-grid ;;
         *) set -- paper-grid controls fair-fight-sgd fair-fight-adam-512 mechanism depth narrow rivals-tuned ;;
     esac
 fi

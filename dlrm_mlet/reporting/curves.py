@@ -200,9 +200,10 @@ def shrink_factors(curve: Curve, single: Curve, measure: str) -> dict[int, tuple
     """
     as_good: Callable[[float, float], bool] = float.__ge__ if measure.endswith("auc") else float.__le__
     factors: dict[int, tuple[int, float] | None] = {}
-    for wide in single.points:
+    there = [d for d in curve.points if curve.values(d, measure)]
+    for wide in (d for d in single.points if single.values(d, measure)):
         goal = single.mean(wide, measure)
-        enough = [d for d in curve.points if as_good(curve.mean(d, measure), goal)]
+        enough = [d for d in there if as_good(curve.mean(d, measure), goal)]
         factors[wide] = (min(enough), wide / min(enough)) if enough else None
     return factors
 

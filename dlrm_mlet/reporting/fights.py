@@ -24,6 +24,21 @@ NAMES = {  # of the experiment: what it is of, in words
 }
 DLRM = tuple(name for name in NAMES if name.startswith("fair-fight"))
 """Those of the paper's model."""
+IN_DEEPFM = {
+    "MLET": "mlet",
+    "MLET, W2 of another run, fixed": "learned",
+    "MLET, that W2 as d x d, fixed": "learned-square",
+    "MLET, W2 random, fixed": "frozen",
+    "MLET, one W2 for all tables": "shared",
+    "MLET, k = d": "square",
+    "plain, MLET's start": "starts-as-mlet",
+    "plain, dropout 0.1": "dropout-0.1",
+    "plain, dropout 0.3": "dropout-0.3",
+    "plain, L2 0.01": "l2-0.01",
+    "plain, L2 0.1": "l2-0.1",
+    "plain, L2 1": "l2-1",
+}
+"""Arms of the controls of DeepFM, by what they are called, beside its plain tables."""
 OTHERS = frozenset({*NAMES, "deepfm-controls"} - {*DLRM})
 """Those that scripts/other_models.py makes."""
 DIMENSIONS = {2, 4, 8, 16}
@@ -73,8 +88,14 @@ def options(tables: Tables, experiment: str) -> str:
     rows = tables.rows(experiment)
     widths = dict.fromkeys(row.embedding_dim for row in rows)
     arms = dict.fromkeys(row.arm for row in rows)
-    said = "" if experiment.endswith("controls") or "frozen" in arms else f" --arms {' '.join(arms)}"
-    return said + ("" if set(widths) == DIMENSIONS else f" --embedding-dim {' '.join(map(str, widths))}")
+    every = IN_DEEPFM.values() if experiment.endswith("controls") else ("mlet", "frozen")
+    said = "" if {"single", *every} == {*arms} else f" --arms {' '.join(arms)}"
+    return said + ("" if {*widths} == DIMENSIONS else f" --embedding-dim {' '.join(map(str, widths))}")
+
+
+def singles(tables: Tables) -> list[tuple[Curve, str]]:
+    """The single layer of each of DLRM's fights that was run. Raises FileNotFoundError where none was."""
+    return [(single, text) for _, single, text in _of_each(tables, DLRM)]
 
 
 def together(tables: Tables) -> Gains:
@@ -125,12 +146,16 @@ def draw(tables: Tables, path: Path) -> None:
 
 
 def half_as_wide(tables: Tables) -> Gains:
-    """MLET at d over the single layer at 2d, in each fight, on test."""
+    """MLET at d over the single layer at 2d, in each fight, on test. Raises FileNotFoundError where none has both."""
     found: dict[tuple[str, str], list[float]] = {}
+    there = False
     for mlet, single, text in _of_each(tables, NAMES):
+        there |= any(2 * d in single.points.keys() | single.diverged.keys() for d in (*mlet.points, *mlet.diverged))
         for d in mlet.points:
             if its := paired_gains(mlet.points[d], single.points.get(2 * d, []), TEST_AUC):
                 found[f"{text}, d={d} over {2 * d}", TEST_AUC] = its
+    if not there:
+        raise FileNotFoundError("no fair fight has MLET at half a single layer's d")
     return found
 
 

@@ -15,9 +15,18 @@ COLUMNS = ("claim", "dataset", "group", "point", "measure", "mean", "std", "low"
 TABLE = "table"
 """The group of a number that isn't a difference, but a cell of the claim's table: `measure` is the column's head."""
 VERDICTS = {1: "for", -1: "against", 0: "open"}
-DIMENSIONS = ("d", "k", "B")
-NUMBER = re.compile(r"([+-]?[\d,]*\.?\d+)(?: ± (\d*\.\d+))?(?:x| %)?(?: \((?:(\d+)|[^)]+)\))?")
+NAMED = ("d", "k", "B", "layers")
+WORDS = ("model", "method", "tables served", "rates", "learning rates", "best way up to these bytes", "table", "start",
+         "machine", "point")  # fmt: skip
+"""Heads of what says which point a row of a table is of, with its name and without."""
+NUMBER = re.compile(r"([+-]?[\d,]*\.?\d+(?:e-?\d+)?)(?: ± (\d*\.\d+))?(?:x| %)?(?: \((?:(\d+)|([^)]+))\))?")
 RANGE = re.compile(r"([+-]?\d*\.?\d+) to ([+-]?\d*\.?\d+)")
+ELSEWHERE = {
+    "equation-6": ("python scripts/equation_6.py", "linear/equation-6.csv"),
+    "step-cpu": ("make benchmark", "benchmarks/step-cpu.md"),
+    "step-cuda": ("dlrm-mlet benchmark --device cuda", "benchmarks/step-cuda.md"),
+}
+"""Command and records of what isn't a sweep's."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +55,31 @@ Outcomes = dict[str, Outcome]
 """Data set -> outcome, where there are records."""
 
 
+def is_elsewhere(claim: Claim) -> bool:
+    """Whether it isn't of a data set."""
+    return bool(claim.experiments) and set(claim.experiments) <= set(ELSEWHERE)
+
+
 def as_csv(judged: Sequence[tuple[Claim, Outcomes]]) -> str:
     """The text of claims.csv: differences with their interval, its level and their verdict; then the tables' cells."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     for claim, found in judged:
-        for dataset, outcome in found.items():
-            where = {"claim": claim.name, "dataset": dataset}
+        for name, outcome in found.items():
+            where = {"claim": claim.name, "dataset": "" if is_elsewhere(claim) else name}
             for point in outcome.points:
-                writer.writerow(where | _of_point(claim, point) | {"tables": _named(dataset, point.sources, outcome)})
+                read_from = {"tables": _tables(name, point.sources, outcome)}
+                writer.writerow(where | _of_point(claim, point) | read_from)
             for cell in _of_table(outcome.table):
-                read_from = {"tables": _named(dataset, claim.experiments, outcome)}
-                writer.writerow(where | {"group": TABLE} | cell | read_from)
+                writer.writerow(where | cell | {"tables": _tables(name, claim.experiments, outcome)})
     return buffer.getvalue()
 
 
-def _named(dataset: str, experiments: Sequence[str], outcome: Outcome) -> str:
-    return " ".join(f"{dataset}/{name}.csv" for name in experiments if name in outcome.tables)
+def _tables(dataset: str, experiments: Sequence[str], outcome: Outcome) -> str:
+    found = (ELSEWHERE[name][1] if name in ELSEWHERE else f"{dataset}/{name}.csv" * (name in outcome.tables)
+             for name in experiments)  # fmt: skip
+    return " ".join(filter(None, found))
 
 
 def _of_point(claim: Claim, point: Point) -> dict[str, str]:
@@ -75,22 +91,22 @@ def _of_point(claim: Claim, point: Point) -> dict[str, str]:
 
 
 def _of_table(table: Sequence[Sequence[str]]) -> Iterator[dict[str, str]]:
-    """Every number of a table; its point is what stands in words in the row, and the dimensions."""
+    """Every number of a table; its point is what the row says of which it is, its verdict what stands in brackets."""
     for row in table[1:]:
-        cells = list(zip(table[0], row, strict=True))
-        words = [f"{head}={cell}" if head in DIMENSIONS else cell for head, cell in cells
-                 if head in DIMENSIONS or not (NUMBER.fullmatch(cell) or RANGE.fullmatch(cell))]  # fmt: skip
-        place = {"point": ", ".join(words), "n": dict(cells).get("n", "")}
+        cells = dict(zip(table[0], row, strict=True))
+        words = [f"{head}={cell}" if head in NAMED else cell for head, cell in cells.items() if head in NAMED + WORDS]
+        place = {"group": TABLE, "point": ", ".join(words), "n": cells.get("n", "")}
         found: list[dict[str, str]] = []
-        for head, cell in cells:
-            if head == "std" and found and NUMBER.fullmatch(cell):
-                found[-1]["std"] = cell
-            elif head in (*DIMENSIONS, "std", "n"):
+        for head, cell in cells.items():
+            if head in (*NAMED, *WORDS, "n"):
                 continue
-            elif number := NUMBER.fullmatch(cell):
-                mean, std, n = number.groups()
+            number, ends = NUMBER.fullmatch(cell), RANGE.fullmatch(cell)
+            if number and head == "std" and found:
+                found[-1]["std"] = cell
+            elif number:
+                mean, std, n, said = number.groups()
                 found.append({**place, "measure": head, "mean": mean.replace(",", ""), "std": std or "",
-                              **({"n": n} if n else {})})  # fmt: skip
-            elif ends := RANGE.fullmatch(cell):
+                              "n": n or place["n"], "verdict": said or ""})  # fmt: skip
+            elif ends:
                 found.append({**place, "measure": head, "low": ends[1], "high": ends[2]})
         yield from found

@@ -92,7 +92,8 @@ def ranks(methods: Sequence[Method], which: str) -> list[int]:
 
 def table(tables: Tables) -> list[list[str]]:
     """Every method with its bytes, both results and both ranks, as rows, the first one their head."""
-    rows = [["tables served", "method", "KiB", "test AUC, one rate (n)", "rank", "test AUC, its own rate (n)", "rank",
+    rows = [["tables served", "method", "KiB", "test AUC, one rate (n)", "rank, one rate",
+             "test AUC, its own rate (n)", "rank, its own rate",
              "its table rate"]]  # fmt: skip
     for name, methods in groups(tables).items():
         for method, *both in zip(methods, ranks(methods, "one"), ranks(methods, "own"), strict=True):

@@ -22,6 +22,7 @@ from dlrm_mlet.reporting.judging import (
     Tables,
     paired,
 )
+from dlrm_mlet.reporting.results import ResultsError
 from dlrm_mlet.training.evaluation import THIRDS
 
 with needs("reporting"):
@@ -48,20 +49,6 @@ BY_ROW = (
     "the same steps when a batch reads them, which takes less time."
 )
 """What is said of models other than DLRM."""
-IN_DEEPFM = {
-    "MLET": "mlet",
-    "MLET, W2 of another run, fixed": "learned",
-    "MLET, that W2 as d x d, fixed": "learned-square",
-    "MLET, W2 random, fixed": "frozen",
-    "MLET, one W2 for all tables": "shared",
-    "MLET, k = d": "square",
-    "plain, MLET's start": "starts-as-mlet",
-    "plain, dropout 0.1": "dropout-0.1",
-    "plain, dropout 0.3": "dropout-0.3",
-    "plain, L2 0.01": "l2-0.01",
-    "plain, L2 0.1": "l2-0.1",
-    "plain, L2 1": "l2-1",
-}
 
 
 def _over_single(tables: Tables, arm: str) -> Gains:
@@ -80,7 +67,7 @@ def _training_w2(tables: Tables, experiment: str, frozen: str, measures: tuple[s
 
 
 def _over_plain(tables: Tables) -> Gains:
-    names = {arm: name for name, arm in IN_DEEPFM.items()}
+    names = {arm: name for name, arm in fights.IN_DEEPFM.items()}
     curves = make_curves(tables.rows("deepfm-controls"))
     single = tables.curve("deepfm-controls", "single")
     found: dict[tuple[str, str], list[float]] = {}
@@ -91,7 +78,7 @@ def _over_plain(tables: Tables) -> Gains:
 
 
 def _deepfm_table(tables: Tables) -> list[list[str]]:
-    names = {"single": "plain"} | {arm: name for name, arm in IN_DEEPFM.items()}
+    names = {"single": "plain"} | {arm: name for name, arm in fights.IN_DEEPFM.items()}
     measures = (TEST_AUC, TEST_LOSS, *results.BESIDE)
     thirds = results.read_thirds(tables.directory / "deepfm-controls-frequency.csv")
     rows = [["model", "d", "n", "test AUC", "test LogLoss", "LogLoss on train", "effective rank",
@@ -118,24 +105,37 @@ def _of_the_law(tables: Tables) -> list[results.Row]:
     return rows
 
 
-def _by_rule(tables: Tables, inner_dim: str) -> Curve:
-    """The model whose tables have RULE times the batch size as their rate, and all else the paper's; untuned."""
-    paper = TrainingConfig.learning_rate, TrainingConfig.batch_size
-    wanted = (*paper, RULE * TrainingConfig.batch_size / step_law.larger_step(inner_dim))
-    for curve in make_curves(_of_the_law(tables)):
-        keys = ("learning_rate", "batch_size", "table_learning_rate")
-        its = [float(curve.settings.get(key) or paper[0]) for key in keys]
-        if curve.inner_dim == inner_dim and all(map(math.isclose, its, wanted)):
-            return curve
-    raise FileNotFoundError(f"{LAW}: no table rate of {wanted[2]:g} at a batch of {paper[1]}")
+def _by_rule(tables: Tables, arm: str, inner_dim: str) -> Curve:
+    """The arm whose tables have RULE times the batch size as their rate, and all else the paper's; untuned.
+
+    Raises FileNotFoundError where it wasn't run, ResultsError where there are several.
+    """
+    batch = TrainingConfig.batch_size
+    wanted = {"batch_size": batch, "learning_rate": TrainingConfig.learning_rate,
+              "table_learning_rate": RULE * batch / step_law.larger_step(inner_dim)}  # fmt: skip
+    rows = [
+        row for row in _of_the_law(tables)
+        if row.inner_dim == inner_dim and row.arm.removesuffix(f"-{batch}") == arm
+        and all(math.isclose(float(row.settings.get(key) or its), its) for key, its in wanted.items())
+    ]  # fmt: skip
+    if not rows:
+        raise FileNotFoundError(
+            f"{LAW}: no {arm} with a table rate of {wanted['table_learning_rate']:g} at a batch of {batch}"
+        )
+    curves = make_curves(rows)
+    if len(curves) > 1:
+        raise ResultsError(f"{tables.directory / LAW}.csv: {arm} at {RULE} x {batch} is there {len(curves)} times; "
+                           "expected once")  # fmt: skip
+    return curves[0]
 
 
 def _rule_over_mlet(tables: Tables) -> Gains:
-    return paired(_by_rule(tables, ""), tables.mlet("paper-grid"))
+    return paired(_by_rule(tables, "single", ""), tables.mlet("paper-grid"))
 
 
 def _mlet_over_rule(tables: Tables) -> Gains:
-    return paired(_by_rule(tables, tables.mlet("paper-grid").inner_dim), _by_rule(tables, ""))
+    mlet = _by_rule(tables, "mlet", tables.mlet("paper-grid").inner_dim)
+    return paired(mlet, _by_rule(tables, "single", ""))
 
 
 def _law_figure(tables: Tables, path: Path) -> None:

@@ -12,7 +12,7 @@ from dlrm_mlet.reporting import drawing, fights, forest, judging, results
 from dlrm_mlet.reporting.claims import CLAIMS
 from dlrm_mlet.reporting.curves import as_markdown
 from dlrm_mlet.reporting.judging import MARGIN, PAPER, TUNED, Claim, Counts, Tables
-from dlrm_mlet.reporting.ledger import Outcome, Outcomes, as_csv
+from dlrm_mlet.reporting.ledger import ELSEWHERE, Outcome, Outcomes, as_csv, is_elsewhere
 from dlrm_mlet.reporting.questions import QUESTIONS
 from dlrm_mlet.reporting.results import CLAIMS as CLAIMS_TABLE
 from dlrm_mlet.reporting.results import COMPANIONS, ResultsError
@@ -44,13 +44,8 @@ the level of its interval. docs/terms.md explains the words.
   below that, the opposite where it lies above; there a mean beyond x + {MARGIN} would have been decided.
 - The counts are points for, against and open, in AUC and LogLoss. An arrow in a picture: an interval that goes on.
 - Choices are made on validation and test was read once: what is tuned is compared on test, what isn't on validation.
+  Scores by how rare ids are were taken on validation alone.
 """
-ELSEWHERE = {
-    "equation-6": ("python scripts/equation_6.py", "linear/equation-6.csv"),
-    "step-cpu": ("make benchmark", "benchmarks/step-cpu.md"),
-    "step-cuda": ("dlrm-mlet benchmark --device cuda", "benchmarks/step-cuda.md"),
-}
-"""Command and records of what isn't a sweep's."""
 UNREADABLE = (ValueError, LookupError, ArithmeticError, TypeError, AttributeError)
 """What a table that isn't as a sweep writes it can end in; ResultsError is among them."""
 FIGURES = "claims"
@@ -128,7 +123,7 @@ def judge(claim: Claim, directory: Path, datasets: Sequence[str]) -> Outcomes:
             found[name] = Outcome([], [], f"can't be judged: {_why(error, claim, tables)}", there, refused=True)
             continue
         if not points and not said and judging.was_run(claim, tables):
-            said = "nothing to compare among the runs that finished"
+            said = "no two runs to compare that both finished"
         if points or said:
             found[name] = Outcome(points, table, said, there, _pictures(claim, tables.directory), options)
     return _once(claim, found)
@@ -157,13 +152,9 @@ def _why(error: Exception, claim: Claim, tables: Tables) -> str:
 
 def _once(claim: Claim, found: Outcomes) -> Outcomes:
     """What isn't of a data set at all is there once."""
-    if _is_elsewhere(claim):
+    if is_elsewhere(claim):
         return dict(list(found.items())[:1])
     return found
-
-
-def _is_elsewhere(claim: Claim) -> bool:
-    return bool(claim.experiments) and set(claim.experiments) <= set(ELSEWHERE)
 
 
 def text(judged: Sequence[tuple[Claim, Outcomes]], datasets: Sequence[str], out: str, directory: str) -> str:
@@ -178,7 +169,7 @@ def text(judged: Sequence[tuple[Claim, Outcomes]], datasets: Sequence[str], out:
 
 
 def _datasets(judged: Sequence[tuple[Claim, Outcomes]], datasets: Sequence[str]) -> list[str]:
-    there = {name for claim, found in judged for name in found if not _is_elsewhere(claim)}
+    there = {name for claim, found in judged for name in found if not is_elsewhere(claim)}
     lines = ["| data set | records |", "|---|---|"]
     for name in datasets:
         waiting = "waiting for records" + (": see [records.md](records.md)" if name in DATASETS else "")
@@ -194,7 +185,7 @@ def _summary(judged: Sequence[tuple[Claim, Outcomes]]) -> list[str]:
     for claim, found in judged:
         where = f"[{claim.text}](#{_anchor(claim.text)})"
         for name, outcome in found.items():
-            lines.append(f"| {where} | {'–' if _is_elsewhere(claim) else name} | {_verdicts(claim, outcome)} |")
+            lines.append(f"| {where} | {'–' if is_elsewhere(claim) else name} | {_verdicts(claim, outcome)} |")
             where = ""
     return [*lines, "", f"Not run yet: {'; '.join(waiting)}."] if waiting else lines
 
@@ -202,14 +193,16 @@ def _summary(judged: Sequence[tuple[Claim, Outcomes]]) -> list[str]:
 def _verdicts(claim: Claim, outcome: Outcome) -> str:
     """The last three cells of the summary."""
     if not outcome.points:
-        return f"{outcome.said} | | –"
+        parts = outcome.said.split("; ")
+        untuned, tuned = ("; ".join(part for part in parts if part.startswith(TUNED) is its) for its in (False, True))
+        return f"{untuned} | {tuned} | –"
     paper: list[str] = []
-    tuned: list[str] = []
+    best: list[str] = []
     for group in claim.groups:
         if mine := outcome.of(group):
             said = judging.verdict(claim, mine)
-            (tuned if group == TUNED else paper).append(said if group in (PAPER, TUNED) else f"{group}: {said}")
-    return f"{'; '.join(paper)} | {'; '.join(tuned)} | {judging.count(claim, outcome.points)}"
+            (best if group == TUNED else paper).append(said if group in (PAPER, TUNED) else f"{group}: {said}")
+    return f"{'; '.join(paper)} | {'; '.join(best)} | {judging.count(claim, outcome.points)}"
 
 
 def _anchor(title: str) -> str:
@@ -248,7 +241,7 @@ def _of_dataset(claim: Claim, name: str, outcome: Outcome, directory: str) -> li
             verdict = judging.verdict(claim, mine)
             lines += [f"**{name}, {group}: {verdict}** ({counts}).", ""]
     if outcome.said:
-        lines += [f"**{outcome.said[:1].upper()}{outcome.said[1:]}**." if _is_elsewhere(claim) else
+        lines += [f"**{outcome.said[:1].upper()}{outcome.said[1:]}**." if is_elsewhere(claim) else
                   f"**{name}: {outcome.said}**.", ""]  # fmt: skip
     if outcome.table:
         lines += [*as_markdown(outcome.table), ""]
@@ -262,8 +255,8 @@ def _of_dataset(claim: Claim, name: str, outcome: Outcome, directory: str) -> li
             for p in outcome.points
         ]  # fmt: skip
         lines += [*as_markdown([head, *rows]), ""]
-    sources = dict.fromkeys([*claim.experiments, *(s for p in outcome.points for s in p.sources)])
-    sources = {source: None for source in sources if source in ELSEWHERE or source in outcome.tables}
+    shown = dict.fromkeys([*claim.experiments, *(s for p in outcome.points for s in p.sources)] or _reads(claim))
+    sources = [source for source in shown if source in ELSEWHERE or source in outcome.tables]
     commands, records = [], []
     for source in sources:
         command, record = ELSEWHERE.get(source, (_command(name, source, outcome.options), f"{name}/{source}.md"))
@@ -274,10 +267,10 @@ def _of_dataset(claim: Claim, name: str, outcome: Outcome, directory: str) -> li
 
 
 def _command(dataset: str, experiment: str, options: Mapping[str, str]) -> str:
-    if experiment in options:
+    if experiment in fights.OTHERS:
         model, _, what = experiment.partition("-")
         controls = " --controls" if what == "controls" else ""
-        return f"python scripts/other_models.py {shlex.quote(dataset)} {model}{controls}{options[experiment]}"
+        return f"python scripts/other_models.py {shlex.quote(dataset)} {model}{controls}{options.get(experiment, '')}"
     return f"make sweep DATASET={shlex.quote(dataset)} GRID={shlex.quote(experiment)}"
 
 

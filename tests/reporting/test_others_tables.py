@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -247,7 +248,7 @@ def test_what_was_run_and_diverged_is_not_called_not_run(directory, capsys):
     write(directory / "paper-grid.csv", [("single", 4, 0, 0.7), ("single", 4, 1, 0.7), ("mlet", 4, 0, None)])
     assert main(["report", str(directory.parent), "--dataset", "shop/"]) == 0  # with a slash, as completion writes it
     page = (directory / "claims.md").read_text()
-    assert "**shop: nothing to compare among the runs that finished**" in page
+    assert "**shop: no two runs to compare that both finished**" in page
     assert "MLET beats the single layer" not in page[page.index("Not run yet") :].partition("\n")[0]
     assert "not run; tuned not run" not in page
     capsys.readouterr()
@@ -347,7 +348,7 @@ def test_the_picture_of_all_fights_has_the_intervals_of_each(directory, monkeypa
     (directory / "deepfm-adam.csv").unlink()
     write(fight, [(arm, d, seed, None) for arm, d, seed, _ in runs])
     list(reproduction.publish(out, page, out, ["shop"]))
-    assert "**shop: nothing to compare among the runs that finished**" in page.read_text()
+    assert "**shop: no two runs to compare that both finished**" in page.read_text()
     assert "all-fights-shop" not in page.read_text()
     assert not picture.exists()
 
@@ -480,7 +481,7 @@ def test_the_command_of_another_model_makes_what_its_table_has(directory):
     for name, (arms, widths) in runs.items():
         write(directory / f"{name}.csv", [(arm, d, 0, 0.7) for arm in arms for d in widths])
     options = [fights.options(Tables(directory), name) for name in runs]
-    assert options == [" --arms single mlet --embedding-dim 4 16", " --embedding-dim 4", ""]
+    assert options == [" --arms single mlet --embedding-dim 4 16", " --arms single l2-1 --embedding-dim 4", ""]
     assert set(runs) <= fights.OTHERS
 
 
@@ -496,16 +497,55 @@ def test_trials_of_a_changed_checkout_are_counted(directory):
 
 def test_every_number_of_a_table_is_a_row_of_the_claims():
     table = [
-        ["model", "d", "n", "test AUC, mean", "std", "KiB", "tried", "gain", "range", "ranked (n)", "on"],
-        ["MLET, k=64", "4", "12", "0.7843", "0.0027", "1,289", "not kept", "+9 %", "0.93 to 1.07", "0.7 ± 0.1 (5)",
-         "–"],
+        ["model", "d", "n", "test AUC, mean", "std", "KiB", "tried", "gain", "range", "ranked (n)", "rate", "on"],
+        ["MLET, 1", "4", "12", "0.78", "0.0027", "1,289", "not kept", "+9 %", "0.93 to 1.07", "0.7 ± 0.1 (5)",
+         "1e-05 (the smallest tried)", "–"],
     ]  # fmt: skip
     judged = [(claim("loss"), {"shop": ledger.Outcome([], table, "", frozenset({"paper-grid"}))})]
     rows = list(csv.DictReader(ledger.as_csv(judged).splitlines()))
-    assert {row["point"] for row in rows} == {"MLET, k=64, d=4, not kept, –"}
-    assert {row["tables"] for row in rows} == {"shop/paper-grid.csv"}
+    assert {(row["point"], row["tables"]) for row in rows} == {("MLET, 1, d=4", "shop/paper-grid.csv")}
     assert [(row["measure"], row["mean"], row["std"], row["low"], row["high"], row["n"]) for row in rows] == [
-        ("test AUC, mean", "0.7843", "0.0027", "", "", "12"), ("KiB", "1289", "", "", "", "12"),
+        ("test AUC, mean", "0.78", "0.0027", "", "", "12"), ("KiB", "1289", "", "", "", "12"),
         ("gain", "+9", "", "", "", "12"), ("range", "", "", "0.93", "1.07", "12"),
-        ("ranked (n)", "0.7", "0.1", "", "", "5"),
+        ("ranked (n)", "0.7", "0.1", "", "", "5"), ("rate", "1e-05", "", "", "", "12"),
     ]  # fmt: skip
+    assert rows[-1]["verdict"] == "the smallest tried"
+
+
+def test_no_two_rows_of_the_published_claims_are_of_one_thing():
+    """Once the ranks by two protocols, and those of other depths."""
+    with (Path(__file__).parents[2] / "results" / "claims.csv").open() as file:
+        keys = [tuple(row[key] for key in ("claim", "dataset", "group", "point", "measure"))
+                for row in csv.DictReader(file)]  # fmt: skip
+    assert len(keys) > 1000
+    assert len(set(keys)) == len(keys)
+
+
+def test_factors_are_of_what_has_test_scores(directory):
+    """Once a fight without them cost the claim those of the paper's grid."""
+    runs = [(arm, d, seed, 0.7 + d / 99) for arm in ("single", "mlet") for d in (4, 8) for seed in range(2)]
+    write(directory / "paper-grid.csv", runs)
+    fight = write(directory / "fair-fight-sgd.csv", runs)
+    fight.write_text("\n".join(re.sub(r"(finished,[\d.]+,[\d.]+),[\d.]+,[\d.]+", r"\1,,", line)
+                               for line in fight.read_text().splitlines()) + "\n")  # fmt: skip
+    smaller, tables = claim("smaller"), Tables(directory)
+    assert [row[2] for row in smaller.table(tables)[1:]] == ["1x (d=8)", "1x (d=8)", "–", "–"]
+    assert smaller.verdict(tables).startswith("at the paper's rate 4x or more: MLET at 0 of 1, ")
+
+
+def test_a_fight_without_half_a_width_is_not_asked_about_it(directory):
+    """Once it said on the page that there was nothing to compare among the runs that finished."""
+    write(directory / "fair-fight-adam-512.csv", [(arm, d, seed, 0.7 + seed / 99) for arm in ("single", "mlet")
+                                                  for d in (4, 16) for seed in range(2)])  # fmt: skip
+    assert reproduction.judge(claim("half-as-wide"), directory.parent, ["shop"]) == {}
+    widths = {point.name for point in judging.points(claim("d"), Tables(directory))}
+    assert widths == {"DLRM, Adam, batch 512, d=4 to 16"}
+
+
+def test_another_way_to_tables_is_no_plain_table_by_the_rule(directory):
+    """Once whichever arm came first."""
+    head = HEADER.replace("embedding_dim,", "embedding_dim,batch_size,learning_rate,table_learning_rate,")
+    lines = [f"hashed-128,,8,128,0.2,12.8,{seed},finished,0.5,0.5,,,{TAIL}" for seed in (0, 1)]
+    write(directory / "paper-grid.csv", [("mlet", 8, seed, 0.7 + seed / 999) for seed in (0, 1)])
+    (directory / "batch-size.csv").write_text("\n".join([head, *lines]) + "\n")
+    assert judging.points(claim("rule"), Tables(directory)) == []
