@@ -80,7 +80,8 @@ def side_by_side(found: Mapping[str, Sequence[Point]], groups: Sequence[str], ti
     height = 1.2 + 0.24 * len(names)
     looks = {group: drawing.look(i) for i, group in enumerate(groups)}
     looks[groups[-1]] = {"color": "0.55", "marker": "o"}
-    with drawing.panels(path, len(found), title, 2.9, height) as axes:
+    width = 2.6 + 0.08 * max(map(len, names)) / len(found)  # inches; a letter of the names takes 0.08
+    with drawing.panels(path, len(found), title, width, height) as axes:
         for ax, (panel, points) in zip(axes, found.items(), strict=True):
             _rows(ax, points, [names.index(point.name) for point in points], looks, _range(everything))
             ax.set_yticks([-i for i in range(len(names))], names if ax is axes[0] else [""] * len(names), fontsize=9)

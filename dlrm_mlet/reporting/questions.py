@@ -213,8 +213,8 @@ def _failures(tables: Tables) -> str:
         less, more = _sides(found)
         p = stats.binomtest(less, less + more).pvalue if less + more else 1.0
         said.append(
-            f"{single[0]} single layer {single[2]} of {single[3]} runs, MLET {mlet[2]} of {mlet[3]}; where both have "
-            f"the point MLET fails less often at {less}, more often at {more} (sign test, p = {p:.2g})"
+            f"{single[0]} single layer {single[2]} of {single[3]} runs, MLET {mlet[2]} of {mlet[3]}, and where both "
+            f"have the point MLET fails less often at {less}, more often at {more} (sign test, p = {p:.2g})"
         )
     return "; ".join(said)
 

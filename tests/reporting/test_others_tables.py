@@ -93,8 +93,8 @@ def test_a_divergence_is_a_failure(directory):
     ]
     write(directory / "paper-grid.csv", rows)
     said = questions._failures(Tables(directory))
-    both = "where both have the point MLET fails less often at 0, more often at 1 (sign test, p = 1)"
-    assert said == f"at the paper's rate single layer 0 of 4 runs, MLET 1 of 4; {both}"
+    both = "and where both have the point MLET fails less often at 0, more often at 1 (sign test, p = 1)"
+    assert said == f"at the paper's rate single layer 0 of 4 runs, MLET 1 of 4, {both}"
 
     write(directory / "fair-fight-adam.csv", rows[::-1])
     assert questions._failures(Tables(directory)) == f"{said}; {said.replace(PAPER, TUNED)}"
@@ -111,8 +111,8 @@ def test_failures_are_compared_where_both_sides_have_the_point(directory):
     runs += [("mlet", d, seed, None if (d, seed) == (4, 0) else 0.7) for d in (2, 4) for seed in range(5)]
     write(directory / "paper-grid.csv", runs)
     said = questions._failures(Tables(directory))
-    both = "where both have the point MLET fails less often at 1, more often at 1 (sign test, p = 1)"
-    assert said == f"at the paper's rate single layer 4 of 15 runs, MLET 1 of 10; {both}"
+    both = "and where both have the point MLET fails less often at 1, more often at 1 (sign test, p = 1)"
+    assert said == f"at the paper's rate single layer 4 of 15 runs, MLET 1 of 10, {both}"
 
 
 @pytest.mark.parametrize(("name", "experiment"), [("d", "fair-fight-sgd"), ("same-d", "fair-fight-sgd"),
