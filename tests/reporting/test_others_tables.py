@@ -549,3 +549,14 @@ def test_another_way_to_tables_is_no_plain_table_by_the_rule(directory):
     write(directory / "paper-grid.csv", [("mlet", 8, seed, 0.7 + seed / 999) for seed in (0, 1)])
     (directory / "batch-size.csv").write_text("\n".join([head, *lines]) + "\n")
     assert judging.points(claim("rule"), Tables(directory)) == []
+
+
+def test_two_runs_by_the_rule_are_refused(directory):
+    """Of two arms, such as an old one's beside single-128."""
+    head = HEADER.replace("embedding_dim,", "embedding_dim,batch_size,learning_rate,table_learning_rate,")
+    lines = [f"{arm},,8,128,0.2,12.8,{seed},finished,0.5,0.5,,,{TAIL}" for arm in ("single-128", "single")
+             for seed in (0, 1)]  # fmt: skip
+    write(directory / "paper-grid.csv", [("mlet", 8, seed, 0.7 + seed / 999) for seed in (0, 1)])
+    (directory / "batch-size.csv").write_text("\n".join([head, *lines]) + "\n")
+    with pytest.raises(ResultsError, match=r"batch-size\.csv: single at 0\.1 x 128 is there 2 times; expected once"):
+        judging.points(claim("rule"), Tables(directory))
