@@ -59,19 +59,8 @@ def table(tables: Tables, experiment: str) -> list[list[str]]:
         trials = tables.rows(f"{experiment}-trials")
     except FileNotFoundError:  # not kept
         trials = []
-    found = [
-        [
-            "model",
-            "d",
-            "n",
-            "diverged",
-            "test AUC, mean",
-            "std",
-            "settings tried",
-            "s a run, median, beside other work",
-            "on",
-        ]
-    ]
+    found = [["model", "d", "n", "diverged", "test AUC, mean", "std", "settings tried",
+              "s a run, median, beside other work", "on"]]  # fmt: skip
     for side in sides:
         for row in levels([side], TEST_AUC):
             runs = side.points.get(d := int(row[1]), [])
