@@ -1,6 +1,6 @@
 """Panels to draw on -> PNG and SVG, the same bytes each time; colours and marks that are told apart in grey."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,12 @@ def files(path: Path) -> list[Path]:
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31")
 """Of Okabe and Ito (2008) but for the last, told apart by those too who see colours otherwise; marks do it in grey."""
+
+
+def count_of(counts: Iterable[int]) -> str:
+    """Of the seeds behind points."""
+    found = sorted(set(counts))
+    return f"n = {' to '.join(str(count) for count in dict.fromkeys((found[0], found[-1])))}"
 
 
 def look(i: int) -> dict[str, Any]:

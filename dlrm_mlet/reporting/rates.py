@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dlrm_mlet.files import replacing, write_json
-from dlrm_mlet.reporting import drawing, figures
+from dlrm_mlet.reporting import drawing, rate_figures
 from dlrm_mlet.reporting.curves import Difference, difference, spread
 from dlrm_mlet.tables.convert import InnerDim, convert
 
@@ -121,7 +121,7 @@ def find_table_learning_rate(
     with replacing(out / "rates.md") as partial:
         partial.write_text(f"{found}\n", encoding="utf-8")
     curves = {name: {r: list(s.values()) for r, s in rates.items()} for name, rates in found.scores.items()}
-    figures.over_rate(curves, measure, out / "rates")
+    rate_figures.over_rate(curves, measure, out / "rates")
     for line in (found.sentence, str(out / "rates.md"), *map(str, drawing.files(out / "rates"))):
         report(line)
     return found

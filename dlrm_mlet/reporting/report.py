@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from dlrm_mlet.config import TrainingConfig
 from dlrm_mlet.files import replacing
-from dlrm_mlet.reporting import drawing, figures, results, step_law
+from dlrm_mlet.reporting import drawing, figures, rate_figures, results, step_law
 from dlrm_mlet.reporting.curves import (
     Curve,
     Difference,
@@ -95,7 +95,7 @@ def draw(table: Path, target: Path) -> list[Path]:
         figures.over_bytes(rows, compared_on(rows), name, place)
         written += drawing.files(place)
     elif step_law.is_one(rows):
-        figures.over_row_rate(rows, TrainingConfig.learning_rate, name, place)
+        rate_figures.over_row_rate(rows, TrainingConfig.learning_rate, name, place)
         written += drawing.files(place)
     elif any(curve.points for curve in curves):
         figures.over_dimension(curves, BOTH, name, place)
@@ -164,7 +164,7 @@ def draw_rates(dataset: Path, target: Path) -> list[Path]:
     if not trials:
         return []
     place = target / "table-learning-rate"
-    figures.over_table_rate(trials, TrainingConfig.learning_rate, dataset.name, place)
+    rate_figures.over_table_rate(trials, TrainingConfig.learning_rate, dataset.name, place)
     return drawing.files(place)
 
 

@@ -14,13 +14,13 @@ from matplotlib.axes import Axes
 from dlrm_mlet.__main__ import main
 from dlrm_mlet.reporting import (
     drawing,
+    failures,
     fights,
-    figures,
     forest,
     judging,
     ledger,
     publishing,
-    questions,
+    rate_figures,
     reproduction,
     results,
 )
@@ -92,16 +92,16 @@ def test_a_divergence_is_a_failure(directory):
         ("mlet", 4, seed, 0.7 if seed else None) for seed in range(4)
     ]
     write(directory / "paper-grid.csv", rows)
-    said = questions._failures(Tables(directory))
+    said = failures.verdict(Tables(directory))
     both = "and where both have the point MLET fails less often at 0, more often at 1 (sign test, p = 1)"
     assert said == f"at the paper's rate single layer 0 of 4 runs, MLET 1 of 4, {both}"
 
     write(directory / "fair-fight-adam.csv", rows[::-1])
-    assert questions._failures(Tables(directory)) == f"{said}; {said.replace(PAPER, TUNED)}"
+    assert failures.verdict(Tables(directory)) == f"{said}; {said.replace(PAPER, TUNED)}"
     for name in ("paper-grid", "fair-fight-adam"):
         write(directory / f"{name}.csv", [row for row in rows if row[0] == "single"])
     with pytest.raises(FileNotFoundError, match="no runs of both"):
-        questions._failures(Tables(directory))
+        failures.verdict(Tables(directory))
 
 
 def test_failures_are_compared_where_both_sides_have_the_point(directory):
@@ -110,7 +110,7 @@ def test_failures_are_compared_where_both_sides_have_the_point(directory):
             for d in (1, 2, 4) for seed in range(5)]  # fmt: skip
     runs += [("mlet", d, seed, None if (d, seed) == (4, 0) else 0.7) for d in (2, 4) for seed in range(5)]
     write(directory / "paper-grid.csv", runs)
-    said = questions._failures(Tables(directory))
+    said = failures.verdict(Tables(directory))
     both = "and where both have the point MLET fails less often at 1, more often at 1 (sign test, p = 1)"
     assert said == f"at the paper's rate single layer 4 of 15 runs, MLET 1 of 10, {both}"
 
@@ -168,7 +168,7 @@ def test_a_divergence_counts_whichever_table_has_it_and_a_missing_measure_does_n
     fight.write_text(
         fight.read_text().replace("single,,4,0,finished,0.7,0.30000000000000004", "single,,4,0,finished,,")
     )
-    assert [row[1:] for row in questions._failures_table(Tables(directory))[1:]] == [
+    assert [row[1:] for row in failures.table(Tables(directory))[1:]] == [
         ["single layer", "3", "3"], ["MLET, k = 16", "0", "3"], ["single layer", "0", "2"], ["MLET, k = 16", "0", "3"],
     ]  # fmt: skip
 
@@ -234,7 +234,7 @@ def test_rates_at_which_a_seed_diverged_and_other_arms_are_not_drawn(directory, 
     )
     (directory / "fair-fight-sgd-trials.csv").write_text(text + more.read_text().partition("\n")[2])
     drawn = []
-    monkeypatch.setattr(figures, "over_table_rate", lambda trials, *others: drawn.extend(trials["SGD"]))
+    monkeypatch.setattr(rate_figures, "over_table_rate", lambda trials, *others: drawn.extend(trials["SGD"]))
     draw_rates(directory, directory)
     assert {(row.arm, row.tuned["table_learning_rate"]) for row in drawn} == {("single", "3.2")}
 
