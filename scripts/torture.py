@@ -74,7 +74,6 @@ single = { embedding_dim = [4] }
 mlet = { inner_dim = [8], embedding_dim = [4] }
 """
 SINGLE = EXPERIMENT.partition("[grid]")[0].replace("embedding_dim = 4", "embedding_dim = 4\ninner_dim = 8")
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PUBLISHED = Path(__file__).parents[1] / "results" / "flights"
 TOKENS = re.compile(rb'-?\d+(?:\.\d+)?|"[^"\n]*"|true|false|null|[{}\[\],:=]')
 SPECIAL = [

@@ -281,10 +281,6 @@ def _collections(model: nn.Module) -> dict[Any, Holder]:
     return found
 
 
-def _is_torchrecs(kind: type) -> bool:
-    return any(base.__module__.startswith(SHARDED) for base in kind.__mro__)
-
-
 def _leave_collections(
     tables: Mapping[Any, Sequence[str]],
     left: dict[Any, str | None],
