@@ -61,7 +61,8 @@ def over_row_rate(rows: Sequence[Row], paper: float, name: str, path: Path) -> N
     sizes = sorted({size for _, size in found})
     ticks = sorted({rate for scores in found.values() for rate in scores})
     seeds = len({row.seed for row in rows})
-    with drawing.panels(path, len(models), f"{name}: mean ± standard deviation over {seeds} seeds", width=5.6) as axes:
+    title = f"{name}: mean ± standard deviation over {seeds} seeds; x: a seed diverged"
+    with drawing.panels(path, len(models), title, width=6.2) as axes:
         for ax, model in zip(axes, models, strict=True):
             for i, size in enumerate(sizes):
                 scores = found.get((model, size), {})
@@ -75,11 +76,11 @@ def over_row_rate(rows: Sequence[Row], paper: float, name: str, path: Path) -> N
                         transform=ax.get_xaxis_transform())  # fmt: skip
             its = paper / TrainingConfig.batch_size * larger_step(model.inner_dim)
             ax.axvline(its, color="0.5", linestyle=":")
-            ax.annotate(f"the paper's {paper}\nat B = {TrainingConfig.batch_size}", (its, 0.03),
+            ax.annotate(f"the paper's {paper}\nat B = {TrainingConfig.batch_size}", (its, 0.97),
                         xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", color="0.35",
-                        fontsize=9)  # fmt: skip
+                        fontsize=9, verticalalignment="top")  # fmt: skip
             ax.set_xscale("log", base=2)
-            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            ax.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks], fontsize=9)
             ax.set_xlabel("table learning rate / B" + (f" · k/16 (k = {model.inner_dim})" if model.inner_dim else ""))
             ax.set_ylabel("validation AUC")
             ax.set_title(f"{model.label}, d={model.embedding_dim}", fontsize=10)
