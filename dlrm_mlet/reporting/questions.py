@@ -281,9 +281,9 @@ QUESTIONS = (
         "Does the order of the methods change once each has its own rate?",
         "compares with a single layer alone. CAFE (Zhang et al., SIGMOD 2024) gives all one rate, and each one seed.",
         "CAFE's protocol (SGD, 0.1 for all parameters, batch 128, d = 16) with five seeds in place of one, beside the "
-        "same points at their own table rates. Kendall's tau is 1 where two orders agree, 0 where they have nothing in "
-        "common. Ranks are among methods of about the same served bytes; one training that is served in several ways "
-        "is several of them.",
+        "same points at their own table rates, with the MLPs at 0.2. Kendall's tau is 1 where two orders agree, 0 "
+        "where they have nothing in common. Ranks are among methods of about the same served bytes; one training that "
+        "is served in several ways is several of them.",
         {}, table=order.table, verdict=order.verdict, figure=order.draw,
         experiments=(order.ONE_RATE, order.OWN_RATES),
     ),

@@ -179,7 +179,7 @@ def _datasets(judged: Sequence[tuple[Claim, Outcomes]], datasets: Sequence[str])
 
 
 def _summary(judged: Sequence[tuple[Claim, Outcomes]]) -> list[str]:
-    lines = ["| claim or question | data set | at the paper's rate | tuned | for / against / open |",
+    lines = ["| claim or question | data set | at the paper's rate, or as it says | tuned | for / against / open |",
              "|---|---|---|---|---|"]  # fmt: skip
     waiting = [claim.text for claim, found in judged if not found]
     for claim, found in judged:
@@ -201,7 +201,8 @@ def _verdicts(claim: Claim, outcome: Outcome) -> str:
     for group in claim.groups:
         if mine := outcome.of(group):
             said = judging.verdict(claim, mine)
-            (best if group == TUNED else paper).append(said if group in (PAPER, TUNED) else f"{group}: {said}")
+            which = group.removeprefix(TUNED).removeprefix(", ")
+            (paper if which == group else best).append(said if which in ("", PAPER) else f"{which}: {said}")
     return f"{'; '.join(paper)} | {'; '.join(best)} | {judging.count(claim, outcome.points)}"
 
 
