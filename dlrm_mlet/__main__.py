@@ -314,7 +314,7 @@ def _sweep(options: argparse.Namespace) -> None:
         print("the same call goes on when Slurm has done these")
         return
 
-    from dlrm_mlet.reporting import report, results
+    from dlrm_mlet.reporting import page, report, results
 
     schema = columns.load(data).schema
     tables = results.tables([(run.point, record) for run, record in runs], schema)
@@ -323,7 +323,7 @@ def _sweep(options: argparse.Namespace) -> None:
     if tuned[1]:
         tables["-trials"] = results.rows([(run.point, record) for run, record in tuned[1]])
     table, told = publishing.store(out, tables, options.publish)
-    print(report.summary([results.as_row(row) for row in tables[""]]))
+    print(page.summary([results.as_row(row) for row in tables[""]]))
     diverged = sum(record.status == "diverged" for _, record in runs)
     print(f"{told}; {diverged} diverged")
     for path in filter(None, [table]):

@@ -42,7 +42,7 @@ from dlrm_mlet.data import columns, datasets
 from dlrm_mlet.data.preprocess import preprocess
 from dlrm_mlet.data.rows import open_rows
 from dlrm_mlet.files import replacing
-from dlrm_mlet.reporting import report, results
+from dlrm_mlet.reporting import curves, page, report, results
 from dlrm_mlet.serving import bundle
 from dlrm_mlet.training import checkpoint, device, record
 from dlrm_mlet.verify import verify
@@ -609,7 +609,7 @@ def readers(ground: Ground) -> list[tuple[str, Path, float, Read]]:
         report.draw_steps(home / "step-cpu.json", home / "drawn")
 
     def table(path: Path) -> None:
-        report.markdown(results.read(path), report.make_curves(results.read(path)), "x", "x")
+        page.markdown(results.read(path), curves.make_curves(results.read(path)), "x", "x")
 
     timings = home / "timings" / "step-cpu.json"
     timings.parent.mkdir(exist_ok=True)
