@@ -1,17 +1,16 @@
 """The claims of the paper: which tables each is read from, which differences decide it, and how to read them."""
 
-import contextlib
 import csv
 import functools
 import json
 import statistics
-from collections.abc import Iterator
 from itertools import pairwise
 
-from dlrm_mlet.reporting import fights, figures, results
-from dlrm_mlet.reporting.curves import Curve, labels, make_curves, paired_gains, shrink_factors
+from dlrm_mlet.reporting import fights, figures, results, widths
+from dlrm_mlet.reporting.curves import labels, make_curves, paired_gains
 from dlrm_mlet.reporting.judging import (
     AUC,
+    GRID,
     LOSS,
     PAPER,
     TEST_AUC,
@@ -28,7 +27,7 @@ from dlrm_mlet.tables.spectrum import count_above
 
 ABOVE = "singular values"
 """What is counted, in the place of a measure."""
-GRID, FIGHT = "paper-grid", "fair-fight-sgd"
+FIGHT = "fair-fight-sgd"
 STEPS = ("step-cpu", "step-cuda")
 """What `dlrm-mlet benchmark` wrote, of Criteo-Kaggle's table sizes."""
 
@@ -154,52 +153,6 @@ def _rare_over_frequent(tables: Tables, experiment: str) -> Gains:
     return found
 
 
-def _factors(tables: Tables) -> Iterator[tuple[str, Curve, dict[int, tuple[int, float] | None]]]:
-    """Way of training, a curve (MLET's of each k, then the single layer's), and by the single layer's d its factor."""
-    for experiment, text in {GRID: f"{PAPER}, SGD", **fights.NAMES}.items():
-        with contextlib.suppress(FileNotFoundError):
-            single = tables.curve(experiment, "single")
-            ks = tables.inner_dims(experiment) if experiment == GRID else [tables.mlet(experiment).inner_dim]
-            for curve in (*(tables.curve(experiment, "mlet", k) for k in ks), single):
-                found = shrink_factors(curve, single, AUC if experiment == GRID else TEST_AUC)
-                yield text, curve, {wide: its for wide, its in found.items() if wide >= 8}
-
-
-def _shrink_table(tables: Tables) -> list[list[str]]:
-    every = list(_factors(tables))
-    widths = sorted({wide for *_, found in every for wide in found})
-    if not widths:
-        raise FileNotFoundError(f"{GRID}, {', '.join(fights.NAMES)}: no single layer of d 8 or more")
-    rows = [["rates", "model", *(f"as good as single d={wide}" for wide in widths)]]
-    for text, curve, found in every:
-        rows.append([text, curve.label, *(_factor(found[wide]) if wide in found else "–" for wide in widths)])
-    return rows
-
-
-def _factor(found: tuple[int, float] | None) -> str:
-    return f"{found[1]:g}x (d={found[0]})" if found else "not reached"
-
-
-def _shrinks(tables: Tables) -> str:
-    said = []
-    for name, of_paper in ((PAPER, True), (TUNED, False)):
-        mine = [(curve.single, [its[1] if its else 0.0 for its in found.values()])
-                for text, curve, found in _factors(tables) if text.startswith(PAPER) is of_paper]  # fmt: skip
-        mlet, single = ([f for is_single, its in mine if is_single is wanted for f in its] for wanted in (False, True))
-        if mlet:
-            parts = (
-                f"{least}x or more: MLET at {_many(mlet, least)}, a narrower single layer at {_many(single, least)}"
-                for least in (4, 2)
-            )
-            said.append(f"{name} {', '.join(parts)}")
-    return "; ".join(said)
-
-
-def _many(factors: list[float], least: int) -> str:
-    """How many are so large, of all pairs of a model and a wide d."""
-    return f"{sum(factor >= least for factor in factors)} of {len(factors)}"
-
-
 def _loss_table(tables: Tables) -> list[list[str]]:
     single, rows = tables.curve(GRID, "single"), []
     for k in tables.inner_dims(GRID):
@@ -312,7 +265,7 @@ CLAIMS = (
         "paper's rate, on test where both have rates of their own. Means alone are compared: whether half the width is "
         "saved is asked below with intervals. Counted are pairs of a model and a wide d; where a narrower single layer "
         "reaches it too, d is worth little.",
-        {}, table=_shrink_table, verdict=_shrinks, experiments=(GRID, *fights.NAMES),
+        {}, table=widths.table, verdict=widths.verdict, experiments=(GRID, *fights.NAMES),
     ),
     Claim(
         "loss",

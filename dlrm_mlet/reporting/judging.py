@@ -18,6 +18,8 @@ with needs("reporting"):
 
 AUC, LOSS, TEST_AUC, TEST_LOSS = results.MEASURES
 PAPER, TUNED = "at the paper's rate", "tuned"
+GRID = "paper-grid"
+"""The experiment that has the paper's k and d at its rate."""
 MARGIN = 0.002
 """Within which AUCs count as equal, where a claim is that there is no difference."""
 

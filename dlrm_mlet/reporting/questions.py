@@ -11,6 +11,7 @@ from dlrm_mlet.reporting import failures, fights, order, rate_figures, results, 
 from dlrm_mlet.reporting.curves import Curve, by_bytes, compared_on, make_curves, pareto, spread
 from dlrm_mlet.reporting.judging import (
     AUC,
+    GRID,
     PAPER,
     TEST_AUC,
     TEST_LOSS,
@@ -125,11 +126,11 @@ def _by_rule(tables: Tables, arm: str, inner_dim: str) -> Curve:
 
 
 def _rule_over_mlet(tables: Tables) -> Gains:
-    return paired(_by_rule(tables, "single", ""), tables.mlet("paper-grid"))
+    return paired(_by_rule(tables, "single", ""), tables.mlet(GRID))
 
 
 def _mlet_over_rule(tables: Tables) -> Gains:
-    mlet = _by_rule(tables, "mlet", tables.mlet("paper-grid").inner_dim)
+    mlet = _by_rule(tables, "mlet", tables.mlet(GRID).inner_dim)
     return paired(mlet, _by_rule(tables, "single", ""))
 
 
@@ -256,8 +257,8 @@ QUESTIONS = (
         f"A plain table whose rate is {RULE} times the batch size, and all else as the paper has it, over MLET at the "
         "paper's rate; and MLET by the same rule, its rate 16/k times as large, over that plain table. The rule was "
         "read off the runs of this batch size, among others, and other d weren't run.",
-        {"plain by the rule over MLET at the paper's rate": Group((LAW, "paper-grid"), _rule_over_mlet),
-         "MLET by the rule over plain by the rule": Group((LAW, "paper-grid"), _mlet_over_rule)},
+        {"plain by the rule over MLET at the paper's rate": Group((LAW, GRID), _rule_over_mlet),
+         "MLET by the rule over plain by the rule": Group((LAW, GRID), _mlet_over_rule)},
     ),
     Claim(
         "failures",
