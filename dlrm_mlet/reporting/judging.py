@@ -210,13 +210,16 @@ def count(claim: Claim, found: Sequence[Point]) -> Counts:
     return Counts(sides.count(1), sides.count(-1), sides.count(0))
 
 
-def verdict(claim: Claim, found: Sequence[Point]) -> str:
-    """Shown, opposite shown, or not decided: with the widest interval's half, beyond which a mean decides."""
+def verdict(claim: Claim, found: Sequence[Point], longest: float = math.inf) -> str:
+    """Shown, opposite shown, or not decided: with the widest interval's half, beyond which a mean decides.
+
+    Points whose names take more than `longest` letters are counted.
+    """
     counts = count(claim, found)
     if claim.some and counts.support:
         return f"shown at {counts.support} of {len(found)}"
     parts = [
-        f"{said} at {_named(claim, found, where)}" if number < len(found) else said
+        f"{said} at {_named(claim, found, where, longest)}" if number < len(found) else said
         for said, where, number in (("shown", 1, counts.support), ("opposite shown", -1, counts.against))
         if number
     ]
@@ -226,7 +229,7 @@ def verdict(claim: Claim, found: Sequence[Point]) -> str:
             if side(claim, point.gain) == 0:
                 half = (point.gain.high - point.gain.low) / 2
                 reach[point.measure] = max(half, reach.get(point.measure, 0))
-        where = f" at {_named(claim, found, 0)}" if parts else ""
+        where = f" at {_named(claim, found, 0, longest)}" if parts else ""
         seen = [
             (f"±{half:.4f}" if math.isfinite(half) else "one seed, or no spread: no interval")
             + (f" {metric(measure)}" if len(reach) > 1 else "")
@@ -238,7 +241,7 @@ def verdict(claim: Claim, found: Sequence[Point]) -> str:
     return "; ".join(parts)
 
 
-def _named(claim: Claim, found: Sequence[Point], where: int) -> str:
+def _named(claim: Claim, found: Sequence[Point], where: int, longest: float) -> str:
     mine = [point for point in found if side(claim, point.gain) == where]
     several = len({point.measure for point in found}) > 1
     by_name: dict[str, list[str]] = {}
@@ -249,9 +252,10 @@ def _named(claim: Claim, found: Sequence[Point], where: int) -> str:
         of, mark, d = name.rpartition("d=")
         said = ", ".join(filter(None, (of.removesuffix(", "), " and ".join(measures) if several else "")))
         alike.setdefault((mark, f" ({said})" if said else ""), []).append(d)
-    if sum(1 if mark else len(names) for (mark, _), names in alike.items()) > 4:
+    names = ", ".join(f"{mark}{', '.join(its)}{said}" for (mark, said), its in alike.items())
+    if len(names) > longest or sum(1 if mark else len(its) for (mark, _), its in alike.items()) > 4:
         return f"{len(mine)} of {len(found)} points"
-    return ", ".join(f"{mark}{', '.join(names)}{said}" for (mark, said), names in alike.items())
+    return names
 
 
 def metric(measure: str) -> str:

@@ -48,6 +48,8 @@ the level of its interval. docs/terms.md explains the words.
 """
 UNREADABLE = (ValueError, LookupError, ArithmeticError, TypeError, AttributeError)
 """What a table that isn't as a sweep writes it can end in; ResultsError is among them."""
+IN_A_CELL = 48
+"""Letters that name the points of a verdict, in the summary; where it takes more, the section names them."""
 FIGURES = "claims"
 """The directory of the figures, beside the data sets."""
 
@@ -200,7 +202,7 @@ def _verdicts(claim: Claim, outcome: Outcome) -> str:
     best: list[str] = []
     for group in claim.groups:
         if mine := outcome.of(group):
-            said = judging.verdict(claim, mine)
+            said = judging.verdict(claim, mine, IN_A_CELL)
             which = group.removeprefix(TUNED).removeprefix(", ")
             (paper if which == group else best).append(said if which in ("", PAPER) else f"{which}: {said}")
     return f"{'; '.join(paper)} | {'; '.join(best)} | {judging.count(claim, outcome.points)}"
@@ -255,7 +257,8 @@ def _of_dataset(claim: Claim, name: str, outcome: Outcome, directory: str) -> li
              p.gain.interval, str(p.gain.n)]
             for p in outcome.points
         ]  # fmt: skip
-        lines += [*as_markdown([head, *rows]), ""]
+        lines += [f"<details><summary>In numbers ({len(rows)})</summary>", "",
+                  *as_markdown([head, *rows]), "", "</details>", ""]  # fmt: skip
     shown = dict.fromkeys([*claim.experiments, *(s for p in outcome.points for s in p.sources)] or _reads(claim))
     sources = [source for source in shown if source in ELSEWHERE or source in outcome.tables]
     commands, records = [], []

@@ -194,6 +194,10 @@ def test_a_verdict_names_points_by_what_they_share():
     )
     of_k = [(f"k={k}, d={d}", AUC, 1, 0.001 if k < 4 else 0.02) for k in (2, 4) for d in (8, 16)]
     assert judging.verdict(CLAIMS[1], points(*of_k)) == "shown at d=8, 16 (k=2); not decided at d=8, 16 (k=4) (±0.0100)"
+    assert judging.verdict(CLAIMS[1], points(*of_k), 13) == judging.verdict(CLAIMS[1], points(*of_k))
+    assert judging.verdict(CLAIMS[1], points(*of_k), 12) == (
+        "shown at 2 of 4 points; not decided at 2 of 4 points (±0.0100)"
+    )
     many = [(f"({k}, 2) over 8", AUC, 1, 0.001 if k else 0.02) for k in range(6)]
     assert judging.verdict(CLAIMS[1], points(*many)) == (
         "shown at 5 of 6 points; not decided at (0, 2) over 8 (±0.0100)"
