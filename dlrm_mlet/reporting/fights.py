@@ -4,10 +4,11 @@ import contextlib
 import math
 import statistics
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from dlrm_mlet.reporting import forest
-from dlrm_mlet.reporting.curves import Curve, gains_by_seed, paired_gains
+from dlrm_mlet.reporting.curves import Curve, gains_by_seed, make_curves, paired_gains
 from dlrm_mlet.reporting.judging import TEST_AUC, TEST_LOSS, TUNED, Gains, Point, Tables, jointly, levels, paired
 
 NAMES = {  # of the experiment: what it is of, in words
@@ -24,6 +25,8 @@ NAMES = {  # of the experiment: what it is of, in words
 }
 DLRM = tuple(name for name in NAMES if name.startswith("fair-fight"))
 """Those of the paper's model."""
+CONTROLLED, CONTROLS = "fair-fight-adam-512", "controls-adam-512"
+"""A fight, and other kinds of MLET that were searched and trained as its two sides were."""
 IN_DEEPFM = {
     "MLET": "mlet",
     "MLET, W2 of another run, fixed": "learned",
@@ -145,6 +148,27 @@ def half_as_wide(tables: Tables) -> Gains:
                 found[f"{text}, d={d} over {2 * d}", TEST_AUC] = its
     if not there:
         raise FileNotFoundError("no fair fight has MLET at half a single layer's d")
+    return found
+
+
+def controls_over_single(tables: Tables) -> Gains:
+    """MLET's kinds over the fight's single layer, and before them the fight's MLET at the same d."""
+    kinds = make_curves(tables.rows(CONTROLS))
+    single, mlet = tables.curve(CONTROLLED, "single"), tables.mlet(CONTROLLED)
+    widths = {d for kind in kinds for d in kind.points}
+    first = replace(mlet, points={d: runs for d, runs in mlet.points.items() if d in widths})
+    found: dict[tuple[str, str], list[float]] = {}
+    for curve in (first, *kinds):
+        found |= paired(curve, single, TEST_AUC, f"{curve.label}, ")
+    return found
+
+
+def mlet_over_controls(tables: Tables) -> Gains:
+    """The fight's MLET over its other kinds."""
+    mlet = tables.mlet(CONTROLLED)
+    found: dict[tuple[str, str], list[float]] = {}
+    for kind in make_curves(tables.rows(CONTROLS)):
+        found |= paired(mlet, kind, TEST_AUC, f"{kind.label}, ")
     return found
 
 

@@ -219,6 +219,15 @@ QUESTIONS = (
         )
         for name, text in fights.NAMES.items()
     ),
+    Claim(
+        "dlrm-controls",
+        "What decides MLET's gain in DLRM by Adam?",
+        "compares both at one learning rate.",
+        "Kinds of MLET, each with rates of its own, searched as in the fight by Adam at a batch of 512: W2 that stays "
+        "as it was drawn (frozen), and a small k. First their gains over the single layer, then MLET's over them.",
+        {TUNED: Group((fights.CONTROLS, fights.CONTROLLED), fights.controls_over_single),
+         f"{TUNED}, MLET over them": Group((fights.CONTROLS, fights.CONTROLLED), fights.mlet_over_controls)},
+    ),
     *(
         Claim(
             f"{name}-w2",

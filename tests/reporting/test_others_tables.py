@@ -543,6 +543,22 @@ def test_a_fight_without_half_a_width_is_not_asked_about_it(directory):
     assert widths == {"DLRM, Adam, batch 512, d=4 to 16"}
 
 
+def test_kinds_of_mlet_are_compared_with_both_sides_of_their_fight(directory):
+    """At the widths and seeds that they have."""
+    auc = {"single": 0.7, "mlet": 0.703, "mlet-frozen": 0.702}
+    runs = [(arm, d, seed, auc[arm] + d * seed / 999) for arm in auc for d in (4, 8) for seed in range(3)]
+    write(directory / "fair-fight-adam-512.csv", [run for run in runs if run[0] != "mlet-frozen"])
+    assert judging.points(claim("dlrm-controls"), Tables(directory)) == []
+    frozen = write(directory / "controls-adam-512.csv", [run for run in runs if run[:2] == ("mlet-frozen", 4)][:2])
+    frozen.write_text(frozen.read_text().replace("mlet-frozen,,", "mlet-frozen,16,"))
+    points = judging.points(claim("dlrm-controls"), Tables(directory))
+    assert [(point.group, point.name, point.gain.n, round(point.gain.mean, 6)) for point in points] == [
+        (TUNED, "MLET k=16, d=4", 3, 0.003),
+        (TUNED, "mlet frozen k=16, d=4", 2, 0.002),
+        (f"{TUNED}, MLET over them", "mlet frozen k=16, d=4", 2, 0.001),
+    ]
+
+
 def test_another_way_to_tables_is_no_plain_table_by_the_rule(directory):
     """Once whichever arm came first."""
     head = HEADER.replace("embedding_dim,", "embedding_dim,batch_size,learning_rate,table_learning_rate,")
