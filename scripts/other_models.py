@@ -47,8 +47,10 @@ from dlrm_mlet.data import columns
 from dlrm_mlet.data.columns import Batch, Columns
 from dlrm_mlet.files import replacing
 from dlrm_mlet.reporting import publishing
+from dlrm_mlet.reporting.results import ResultsError
 from dlrm_mlet.tables.spectrum import gram
 from dlrm_mlet.training import device, evaluation, metrics, record
+from dlrm_mlet.training.run import DIVERGED_ABOVE
 from row_adam import RowAdam
 
 BATCH, INNER, MIN_ROWS, STD = 512, 64, 100, 0.01
@@ -60,6 +62,8 @@ CONTROLS = (*FIGHT, "learned", "learned-square", "shared", "square", "starts-as-
 MLETS = {"mlet", "frozen", "learned", "learned-square", "shared", "square"}
 BY_ROW = 10_000
 """Tables of more rows are trained by RowAdam; for smaller ones dense Adam takes no longer."""
+MADE = ("commit", "columns", "device", "torch")
+"""Of a run's provenance, what is kept with it."""
 LOOKUPS = 2
 """How often DeepFM looks up each row of a batch: for its MLP, and for FM and the linear terms."""
 ELSEWHERE = 1000
@@ -119,6 +123,10 @@ class Done:
     """Of the code that made it."""
     columns: str | None = None
     """The fingerprint of the data set's."""
+    device: str | None = None
+    torch: str | None = None
+    w2_from: list[float] | None = None
+    """The rates of the run of MLET whose W2 it has."""
     train_log_loss: float | None = None
     """At the end, over all training rows."""
     effective_rank: float | None = None
@@ -131,10 +139,10 @@ class Work:
     """The runs of one model on one data set, kept as they are made."""
 
     def __init__(self, data: Columns, model: str, out: Path):
-        self.data, self.make, self.file = data, MODELS[model], out / "runs.jsonl"
+        self.data, self.model, self.file = data, model, out / "runs.jsonl"
         out.mkdir(parents=True, exist_ok=True)
         self.made = record.provenance(data.schema, device.describe(device.CPU))
-        self.done = {_key(done): done for done in self._read()}
+        self.done = {_key_of(done): done for done in self._read()}
         dense = data.dense[slice(*data.range("train"))].double()
         self.chosen: dict[int, tuple[float, float]] = {}
         """MLET's rates by d, once they were searched."""
@@ -142,12 +150,16 @@ class Work:
 
     def run(self, point: Point, rates: tuple[float, float], seed: int, read_test: bool) -> Done:
         """Make a run, or give what came of it before."""
-        key = (point.arm, point.embedding_dim, *rates, seed)
+        key = _key(point.arm, point.embedding_dim, *rates, seed, self.donor(point))
         if key not in self.done:
             self.done[key] = self._train(point, rates, seed, read_test)
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(self.done[key])) + "\n")
         return self.done[key]
+
+    def donor(self, point: Point) -> list[float] | None:
+        """The rates of the MLET that an arm has its W2 of."""
+        return list(self.chosen[point.embedding_dim]) if point.arm.startswith("learned") else None
 
     def _read(self) -> Iterator[Done]:
         """The runs that are there. Raises ValueError where one is of other columns, or a line is none."""
@@ -174,7 +186,7 @@ class Work:
         torch.manual_seed(seed)
         sparse = [SparseFeature(name, n, embed_dim=point.embedding_dim)
                   for name, n in zip(schema.categorical, schema.table_rows, strict=True)]  # fmt: skip
-        model = self.make(sparse, [DenseFeature(name) for name in schema.dense])
+        model = MODELS[self.model](sparse, [DenseFeature(name) for name in schema.dense])
         for name, parameter in model.named_parameters():
             if "embed_dict" in name:
                 nn.init.normal_(parameter, 0, STD)
@@ -189,10 +201,17 @@ class Work:
             for table in large:
                 table.projections = large[0].projections
         elif point.arm.startswith("learned"):
-            mlet = self._fit(Point("mlet", point.embedding_dim), self.chosen[point.embedding_dim], seed + ELSEWHERE)
+            of, from_seed = Point("mlet", point.embedding_dim), seed + ELSEWHERE
+            mlet = self._build(of, from_seed)
+            whole = self._fit(mlet, of, self.chosen[point.embedding_dim], from_seed)
             for table, other in zip(large, _large(mlet), strict=True):
                 learned = other.projections[0].detach()
-                table.projections[0].data = _root(learned.T @ learned) if point.arm == "learned-square" else learned
+                if not whole:  # so that this run diverges too
+                    table.projections[0].data.fill_(math.nan)
+                elif point.arm == "learned-square":
+                    table.projections[0].data = _root(learned.T @ learned)
+                else:
+                    table.projections[0].data = learned
         if point.arm in ("frozen", "learned", "learned-square"):
             for table in large:
                 table.projections.requires_grad_(False)
@@ -203,8 +222,8 @@ class Work:
         dense = (batch.dense - self.mean) / self.std
         return dict(zip(names, (*batch.sparse.unbind(1), *dense.unbind(1)), strict=True))
 
-    def _fit(self, point: Point, rates: tuple[float, float], seed: int) -> nn.Module:
-        model = self._build(point, seed)
+    def _fit(self, model: nn.Module, point: Point, rates: tuple[float, float], seed: int) -> bool:
+        """Train it for an epoch; whether it didn't diverge."""
         penalty = _regularize(_large(model), point.arm)
         steps = -(-self.data.schema.rows["train"] // BATCH)
         tables = [RowAdam(table, rates[1], steps) for table in _large(model) if table.num_embeddings > BY_ROW]
@@ -214,7 +233,10 @@ class Work:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in of_tables]
         optimizer = torch.optim.Adam(groups, fused=True)
         for batch in self.data.shuffled("train", BATCH, torch.Generator().manual_seed(seed)):
-            loss = nn.functional.binary_cross_entropy(model(self._inputs(batch)), batch.label) + penalty()
+            scores = model(self._inputs(batch))
+            if not scores.isfinite().all():
+                return False
+            loss = nn.functional.binary_cross_entropy(scores, batch.label) + penalty()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -222,18 +244,18 @@ class Work:
                 table.step()
         for table in tables:
             table.finish()
-        return model
+        return all(bool(parameter.abs().max() < DIVERGED_ABOVE) for parameter in model.parameters())
 
     def _train(self, point: Point, rates: tuple[float, float], seed: int, read_test: bool) -> Done:
         began = time.perf_counter()
-        model = self._fit(point, rates, seed)
+        model = self._build(point, seed)
+        whole = self._fit(model, point, rates, seed)
         seconds = time.perf_counter() - began
-        finite = all(parameter.isfinite().all() for parameter in model.parameters())
         trained = _numbers(model), _table_bytes(model)
         served = (collapse(model, report=lambda line: None) if point.arm in MLETS else model).eval()
         found: dict[str, metrics.Metrics] = {}
         beside: dict[str, Any] = {}
-        if finite:
+        if whole:
             logits, labels = self._scores(served, "validation")
             found["validation"] = metrics.measure(logits, labels)
             if read_test:
@@ -247,7 +269,8 @@ class Work:
         measured = {split: (round(its.auc, 6), round(its.log_loss, 6)) for split, its in found.items()}
         sizes = trained[0], _numbers(served), trained[1], _table_bytes(served)
         return Done(point.arm, point.embedding_dim, *rates, seed, measured.get("validation"), measured.get("test"),
-                    *sizes, round(seconds, 1), self.made["commit"], self.made["columns"], **beside)  # fmt: skip
+                    *sizes, round(seconds, 1), **{name: self.made[name] for name in MADE},
+                    w2_from=self.donor(point), **beside)  # fmt: skip
 
     @torch.no_grad()
     def _scores(self, model: nn.Module, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -281,8 +304,13 @@ class Work:
             print(f"  {point.arm} d={point.embedding_dim}: {max(scores.values()):.4f} after {len(scores)}", flush=True)
 
 
-def _key(done: Done) -> tuple[object, ...]:
-    return done.arm, done.embedding_dim, done.learning_rate, done.table_learning_rate, done.seed
+def _key(*what: object) -> str:
+    """Of a run: its arm, dimension, rates and seed, and the rates of the run that its W2 is of."""
+    return json.dumps(what)
+
+
+def _key_of(done: Done) -> str:
+    return _key(done.arm, done.embedding_dim, done.learning_rate, done.table_learning_rate, done.seed, done.w2_from)
 
 
 def _numbers(model: nn.Module) -> int:
@@ -338,28 +366,23 @@ def _regularize(tables: list[nn.Module], arm: str) -> Callable[[], torch.Tensor 
     return penalty
 
 
-def rows(
-    work: Work, points: list[Point], chosen: dict[Point, tuple[float, float]], seeds: int, controls: bool
-) -> list[dict[str, object]]:
-    """The runs with the rates that were chosen, as a table of results has them."""
-    runs = ((point, work.run(point, chosen[point], seed, True)) for point in points for seed in range(seeds))
-    return _rows(work, runs, controls)
+def trials(work: Work, points: list[Point]) -> list[tuple[Point, Done]]:
+    """What the rates were chosen by; test wasn't read."""
+    tried = sorted(
+        (done for done in work.done.values() if done.seed in TRIAL_SEEDS),
+        key=lambda done: (done.arm, done.embedding_dim, done.learning_rate, done.table_learning_rate, done.seed),
+    )
+    wanted = {point: (point.arm, point.embedding_dim, work.donor(point)) for point in points}
+    return [(point, done) for point, its in wanted.items() for done in tried
+            if (done.arm, done.embedding_dim, done.w2_from) == its]  # fmt: skip
 
 
-def trials(work: Work, points: list[Point]) -> list[dict[str, object]]:
-    """What the rates were chosen by, in the same columns; test wasn't read."""
-    tried = [done for key, done in sorted(work.done.items()) if done.seed in TRIAL_SEEDS]
-    runs = [(point, done) for point in points for done in tried
-            if (done.arm, done.embedding_dim) == (point.arm, point.embedding_dim)]  # fmt: skip
-    return _rows(work, runs, False)
-
-
-def _rows(work: Work, runs: Iterable[tuple[Point, Done]], controls: bool) -> list[dict[str, object]]:
+def rows(model: str, runs: Iterable[tuple[Point, Done]], controls: bool) -> list[dict[str, object]]:
+    """The runs as a table of results has them, a row a run."""
     found = []
     for point, done in runs:
-        whole = done.validation is not None and all(map(math.isfinite, done.validation))
         measured = dict(zip(("validation_auc", "validation_log_loss", "test_auc", "test_log_loss"),
-                            (*done.validation, *(done.test or ("", ""))) if whole else [""] * 4,
+                            (*done.validation, *(done.test or ("", ""))) if done.validation else [""] * 4,
                             strict=True))  # fmt: skip
         of_point = {
             "arm": point.arm,
@@ -368,7 +391,8 @@ def _rows(work: Work, runs: Iterable[tuple[Point, Done]], controls: bool) -> lis
             "seed": done.seed,
             "learning_rate": done.learning_rate,
             "table_learning_rate": done.table_learning_rate,
-            "status": "finished" if whole else "diverged",
+            **({} if done.seed not in TRIAL_SEEDS else {"read_test": False}),
+            "status": "finished" if done.validation else "diverged",
         }
         sizes = {
             "steps": "",
@@ -380,18 +404,18 @@ def _rows(work: Work, runs: Iterable[tuple[Point, Done]], controls: bool) -> lis
         }
         if controls:
             measured |= {"train_log_loss": done.train_log_loss or "", "effective_rank": done.effective_rank or ""}
-        where = {"device": work.made["device"], "torch": work.made["torch"], "commit": done.commit or ""}
-        found.append({**of_point, **measured, **sizes, **where})
+        where = {name: getattr(done, name) or "" for name in ("device", "torch", "commit")}
+        found.append({**of_point, **measured, **sizes, **where, "experiment": f"{model}-{done.columns}"})
     return found
 
 
-def thirds(work: Work, table: list[dict[str, object]]) -> list[dict[str, object]]:
+def thirds(runs: Iterable[tuple[Point, Done]]) -> list[dict[str, object]]:
     """The gains by how rare ids are, as <table>-frequency.csv has them: a row a run and third."""
     found = []
-    for row in table:
-        where = {key: row[key] for key in ("arm", "inner_dim", "embedding_dim", "seed")}
-        key = (row["arm"], row["embedding_dim"], row["learning_rate"], row["table_learning_rate"], row["seed"])
-        for third in work.done[key].thirds:
+    for point, done in runs:
+        where = {"arm": point.arm, "inner_dim": point.inner_dim, "embedding_dim": point.embedding_dim,
+                 "seed": done.seed}  # fmt: skip
+        for third in done.thirds:
             found.append(
                 where
                 | {name: third[name] for name in ("ids", "rows", "at_most")}
@@ -436,16 +460,24 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("trials", "seeds"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} {getattr(options, name)}: expected 1 or more")
+    if options.seeds > min(TRIAL_SEEDS):
+        parser.error(
+            f"--seeds {options.seeds}: expected {min(TRIAL_SEEDS)} at most; from there on they are the search's"
+        )
+    if len({*options.embedding_dim}) < len(options.embedding_dim) or min(options.embedding_dim) < 1:
+        parser.error(f"--embedding-dim {' '.join(map(str, options.embedding_dim))}: expected 1 or more, each once")
+    wanted = CONTROLS if options.controls else FIGHT
+    arms = [arm for arm in wanted if arm in (options.arms or wanted)]  # mlet before those that take its W2
+    points = [Point(arm, d) for d in options.embedding_dim for arm in arms
+              if options.controls or arm != "frozen" or d == 4]  # fmt: skip
+    if not points:
+        parser.error("--arms frozen: is at d = 4 alone; expected that among --embedding-dim, or --controls")
     place = options.out / options.dataset / f"{options.model}-{'controls' if options.controls else 'adam'}"
     try:
         work = Work(load(Path("data") / options.dataset), options.model, place)
     except (ValueError, OSError) as error:
         parser.exit(1, f"error: {error}\n")
     torch.set_num_threads(1)
-    wanted = CONTROLS if options.controls else FIGHT
-    arms = [arm for arm in wanted if arm in (options.arms or wanted)]  # mlet before those that take its W2
-    points = [Point(arm, d) for d in options.embedding_dim for arm in arms
-              if options.controls or arm != "frozen" or d == 4]  # fmt: skip
     chosen = {}
     for point in points:
         chosen[point] = work.best(point, options.trials, (0.001, 0.004, 0.016))
@@ -455,12 +487,18 @@ def main(arguments: list[str] | None = None) -> None:
         for seed in range(options.seeds):
             work.run(point, chosen[point], seed, True)
     points.sort(key=lambda point: (point.arm != "single", arms.index(point.arm), point.embedding_dim))
-    table = rows(work, points, chosen, options.seeds, options.controls)
-    tables = {"": table, "-trials": trials(work, points)}
+    runs = [(point, work.run(point, chosen[point], seed, True)) for point in points for seed in range(options.seeds)]
+    tables = {
+        "": rows(options.model, runs, options.controls),
+        "-trials": rows(options.model, trials(work, points), False),
+    }
     if options.controls:
-        tables["-frequency"] = thirds(work, table)
+        tables["-frequency"] = thirds(runs)
     texts = {end: [{name: str(cell) for name, cell in row.items()} for row in its] for end, its in tables.items()}
-    written, told = publishing.store(place, texts, options.publish)
+    try:
+        written, told = publishing.store(place, texts, options.publish)
+    except ResultsError as error:
+        parser.exit(1, f"error: {error}\n")
     print(told, *([] if written is None else [written]), sep="\n")
 
 

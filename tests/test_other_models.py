@@ -47,18 +47,24 @@ def test_mlets_tables_are_served_as_plain_ones(script, clicks, tmp_path, model):
     points = [script.Point(arm, 4) for arm in ("single", "mlet")]
     again = script.Work(clicks, model, tmp_path)
     again._train = None  # nothing is left to train
-    tables = [script.rows(each, points, dict.fromkeys(points, RATES), 1, True) for each in (work, again)]
-    assert tables[0] == tables[1]
-    assert script.thirds(work, tables[0]) == script.thirds(again, tables[1])
+    runs = [[(point, each.run(point, RATES, 0, True)) for point in points] for each in (work, again)]
+    assert script.rows(model, runs[0], True) == script.rows(model, runs[1], True)
+    assert script.thirds(runs[0]) == script.thirds(runs[1])
     work.run(points[0], RATES, script.TRIAL_SEEDS[0], False)
-    [trial] = script.trials(work, points)
+    [trial] = script.rows(model, script.trials(work, points), False)
     assert (trial["arm"], trial["seed"], trial["test_auc"]) == ("single", script.TRIAL_SEEDS[0], "")
+    assert trial["experiment"] == f"{model}-{clicks.schema.fingerprint}"
 
 
 def test_the_controls_differ_in_what_they_are_called(script, work):
-    found = {arm: script._large(work._fit(script.Point(arm, 4), RATES, 0)) for arm in script.MLETS}
+    def trained(arm, seed):
+        model = work._build(point := script.Point(arm, 4), seed)
+        assert work._fit(model, point, RATES, seed)
+        return script._large(model)
+
+    found = {arm: trained(arm, 0) for arm in script.MLETS}
     drawn = script._large(work._build(script.Point("frozen", 4), 0))
-    other = script._large(work._fit(script.Point("mlet", 4), RATES, 0 + script.ELSEWHERE))
+    other = trained("mlet", 0 + script.ELSEWHERE)
     for i, first in enumerate(found["mlet"]):
         w2 = {arm: tables[i].projections[0] for arm, tables in found.items()}
         assert torch.equal(w2["frozen"], drawn[i].projections[0])
@@ -122,11 +128,16 @@ def test_rows_trained_when_read_are_where_dense_adam_moves_them(script, layer, s
 
 
 def test_large_tables_are_trained_row_by_row(script, work, monkeypatch):
-    dense = work._fit(script.Point("mlet", 4), RATES, 0)
+    def trained():
+        model = work._build(point := script.Point("mlet", 4), 0)
+        assert work._fit(model, point, RATES, 0)
+        return model
+
+    dense = trained()
     monkeypatch.setattr(script, "BY_ROW", script.MIN_ROWS - 1)
-    by_row = work._fit(script.Point("mlet", 4), RATES, 0)
+    by_row = trained()
     with mock.patch.object(script.RowAdam, "catch_up", lambda self, rows: None):
-        lazy = work._fit(script.Point("mlet", 4), RATES, 0)
+        lazy = trained()
 
     def far(model):
         pairs = zip(script._large(model), script._large(dense), strict=True)
@@ -149,14 +160,14 @@ ONE = ["shop", "deepfm", "--trials", "1", "--seeds", "2", "--embedding-dim", "4"
 def test_a_data_set_of_ones_own_goes_by_its_name(script, shop, capsys):
     def table():
         rows = Path("results/shop/deepfm-adam.csv").read_text().splitlines()
-        return [row.rsplit(",", 4)[0] for row in rows]  # without the seconds and where they were measured
+        return [row.rsplit(",", 5)[0] for row in rows]  # without the seconds and where they were measured
 
     script.main(ONE)
     first = table()
     assert [run.seed for run in results.read(Path("results/shop/deepfm-adam.csv"))] == [0, 1]
 
     trial = results.read(Path("results/shop/deepfm-adam-trials.csv"))[0]
-    assert set(trial.tuned) == {"learning_rate", "table_learning_rate"}
+    assert set(trial.tuned) == {"learning_rate", "table_learning_rate", "read_test"}
     assert "validation_auc" in trial.measures
 
     runs = Path("results/shop/deepfm-adam/runs.jsonl")
@@ -187,6 +198,10 @@ def test_a_data_set_of_ones_own_goes_by_its_name(script, shop, capsys):
         (["nosuch", "deepfm"], "data/nosuch/schema.json: no such file"),
         (["shop", "deepfm", "--seeds", "0"], "--seeds 0: expected 1 or more"),
         (["shop", "dcnv2", "--controls"], "--controls: are of deepfm"),
+        (["shop", "deepfm", "--seeds", "101"], "--seeds 101: expected 100 at most"),
+        (["shop", "deepfm", "--embedding-dim", "4", "4"], "--embedding-dim 4 4: expected 1 or more, each once"),
+        (["shop", "deepfm", "--embedding-dim", "0"], "--embedding-dim 0: expected 1 or more"),
+        (["shop", "deepfm", "--arms", "frozen", "--embedding-dim", "8"], "--arms frozen: is at d = 4 alone"),
     ],
 )
 def test_what_it_is_asked_has_to_be_there(script, shop, arguments, said, capsys):
@@ -226,3 +241,53 @@ def test_runs_of_other_columns_are_refused_and_so_is_a_damaged_line(script, work
     work.file.write_text(whole + "{}\n")
     with pytest.raises(ValueError, match="line 2: not a run"):
         script.Work(clicks, "deepfm", tmp_path)
+
+
+def test_runs_on_other_columns_do_not_join_a_table(script, shop, capsys):
+    """Once they were paired by seed with what was there, without a word."""
+    script.main(ONE)
+    schema = json.loads((shop / "schema.json").read_text())
+    schema["source"] |= {"sha256": "0" * 64}
+    (shop / "schema.json").write_text(json.dumps(schema))
+    Path("results/shop/deepfm-adam/runs.jsonl").unlink()
+    was = Path("results/shop/deepfm-adam.csv").read_text()
+    with pytest.raises(SystemExit) as stopped:
+        script.main([*ONE[:-1], "mlet"])
+    assert stopped.value.code == 1
+    assert "deepfm-adam.csv: has runs of another config or data set (seed 0)" in capsys.readouterr().err
+    assert Path("results/shop/deepfm-adam.csv").read_text() == was
+
+
+def test_a_learned_w2_is_of_the_rates_that_mlet_has(script, work):
+    """Once a run whose W2 came from other rates was taken for it."""
+    point = script.Point("learned", 4)
+    first = work.run(point, RATES, 0, True)
+    work.chosen[4] = (RATES[0] / 4, RATES[1])
+    second = work.run(point, RATES, 0, True)
+    assert second.test != first.test
+    assert [len(script.trials(work, [point])), second.w2_from] == [0, list(work.chosen[4])]
+    work.run(point, RATES, script.TRIAL_SEEDS[0], False)
+    work.chosen[4] = RATES
+    assert work.run(point, RATES, 0, True) is first
+    assert script.trials(work, [point]) == []
+
+
+def test_a_run_keeps_where_it_was_made(script, work, clicks, tmp_path):
+    """Once a table said of all runs where the last ones were."""
+    point = script.Point("single", 4)
+    work.run(point, RATES, 0, True)
+    later = script.Work(clicks, "deepfm", tmp_path)
+    later.made |= {"device": "another", "torch": "0"}
+    later.run(point, RATES, 1, True)
+    runs = [(point, later.run(point, RATES, seed, True)) for seed in (0, 1)]
+    assert [row["device"] == "another" for row in script.rows("deepfm", runs, False)] == [False, True]
+
+
+@pytest.mark.parametrize("arm", ["single", "mlet", "learned", "learned-square"])
+def test_a_run_that_diverges_is_told_as_such(script, work, arm):
+    """Once it ended the script, and came again at each call."""
+    work.chosen[4] = (1e3, 1e20) if arm.startswith("learned") else RATES
+    run = work.run(script.Point(arm, 4), RATES if arm.startswith("learned") else (1e3, 1e20), 0, True)
+    assert (run.validation, run.test) == (None, None)
+    [row] = script.rows("deepfm", [(script.Point(arm, 4), run)], False)
+    assert (row["status"], row["test_auc"]) == ("diverged", "")
