@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from dlrm_mlet.reporting import results
-from dlrm_mlet.reporting.results import Row
+from dlrm_mlet.reporting.curves import make_curves
 
 MEASURE = "validation_auc"
 
@@ -40,15 +40,10 @@ def by_point(path: Path) -> tuple[dict[tuple[str, int], dict[int, float]], str]:
     """Each point's score by seed, and the device."""
     rows = results.read(path)
     found: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
-    for row in rows:
-        if row.status == "finished":
-            found[name(row), row.embedding_dim][row.seed] = row.measures[MEASURE]
+    for curve in make_curves(rows):
+        for d, runs in curve.points.items():
+            found[curve.label, d] = {row.seed: row.measures[MEASURE] for row in runs}
     return found, rows[0].provenance["device"]
-
-
-def name(row: Row) -> str:
-    """What the model is called."""
-    return f"MLET k={row.inner_dim}" if row.inner_dim else "single layer"
 
 
 def summary(values: list[float], sign: str = "") -> str:

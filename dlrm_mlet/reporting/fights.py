@@ -108,14 +108,19 @@ def pairs(tables: Tables) -> list[list[str]]:
     made: dict[int, int] = {}
     lost: dict[int, int] = {}
     for mlet, single, _ in _of_each(tables, DLRM):
-        for d in mlet.points.keys() & single.points.keys():
-            whole = len(gains_by_seed(mlet.points[d], single.points[d], TEST_AUC))
-            runs = (len(side.points[d]) + side.diverged.get(d, 0) for side in (mlet, single))
+        for d in _widths(mlet) & _widths(single):
+            whole = len(gains_by_seed(mlet.points.get(d, []), single.points.get(d, []), TEST_AUC))
+            runs = (len(side.points.get(d, [])) + side.diverged.get(d, 0) for side in (mlet, single))
             made[d], lost[d] = made.get(d, 0) + whole, lost.get(d, 0) + max(runs) - whole
     return [
         ["d", "pairs of runs", "without one of the two"],
         *([str(d), str(made[d]), str(lost[d])] for d in sorted(made)),
     ]
+
+
+def _widths(curve: Curve) -> set[int]:
+    """The d that it was run at, be it that all runs diverged."""
+    return {*curve.points, *curve.diverged}
 
 
 def _d(name: str) -> float:
@@ -142,7 +147,7 @@ def half_as_wide(tables: Tables) -> Gains:
     found: dict[tuple[str, str], list[float]] = {}
     there = False
     for mlet, single, text in _of_each(tables, NAMES):
-        there |= any(2 * d in single.points.keys() | single.diverged.keys() for d in (*mlet.points, *mlet.diverged))
+        there |= any(2 * d in _widths(single) for d in _widths(mlet))
         for d in mlet.points:
             if its := paired_gains(mlet.points[d], single.points.get(2 * d, []), TEST_AUC):
                 found[f"{text}, d={d} over {2 * d}", TEST_AUC] = its

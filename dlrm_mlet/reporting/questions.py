@@ -6,7 +6,6 @@ import statistics
 from pathlib import Path
 
 from dlrm_mlet.config import TrainingConfig
-from dlrm_mlet.extras import needs
 from dlrm_mlet.reporting import failures, fights, order, rate_figures, results, step_law
 from dlrm_mlet.reporting.curves import Curve, by_bytes, compared_on, make_curves, pareto, spread
 from dlrm_mlet.reporting.judging import (
@@ -24,9 +23,6 @@ from dlrm_mlet.reporting.judging import (
 )
 from dlrm_mlet.reporting.results import ResultsError
 from dlrm_mlet.training.evaluation import THIRDS
-
-with needs("reporting"):
-    pass
 
 LAW = "batch-size"
 """The experiment of the law of the step."""

@@ -141,7 +141,7 @@ def _next(rates: Scores, start: float, seeds: Sequence[int]) -> float | None:
     for rate in (start, 2 * start, start / 2):
         if not _whole(rates, rate, seeds):
             return rate
-    best = _best({rate: found for rate, found in rates.items() if _whole(rates, rate, seeds)})
+    best = _best(_of(seeds, rates))
     if not start / FURTHEST < best < start * FURTHEST:
         return None
     return next((rate for rate in (2 * best, best / 2) if not _whole(rates, rate, seeds)), None)

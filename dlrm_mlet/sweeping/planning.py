@@ -188,7 +188,8 @@ def plan_of(experiment: Experiment, data: Path, out: Path, devices: Devices, eng
     schema = _published(experiment.dataset) if published else schemas.load(data / "schema.json")
     for point in experiment.points:
         check_schema(point.config, schema)
-    records = _records(experiment, out, None if published else schema)
+    chosen, tried = _records(experiment, out, None if published else schema), _trials(experiment, out)
+    records = [[*its, *trials] for its, trials in zip(chosen, tried, strict=True)]
     figures = durations.from_records([point.config for point in experiment.points], records, devices.name)
     measured = "this experiment's own records" if figures else None
     if not figures and engine == "plain":
@@ -200,15 +201,17 @@ def plan_of(experiment: Experiment, data: Path, out: Path, devices: Devices, eng
     if tuning is not None:
         trials = max(tuning.trials, math.prod(map(len, tuning.start.values()))) * len(tuning.seeds)
     needs = []
-    for point, finished in zip(experiment.points, records, strict=True):
+    seeds = len(experiment.seeds)
+    for point, own, of_search in zip(experiment.points, chosen, tried, strict=True):
         disk = _disk(point.config, schema)
         seconds = durations.seconds_of(point.config, schema, figures) if figures else None
-        runs, together = len(experiment.seeds) + trials, 1
+        finished = min(len(own), seeds) + len(of_search)  # a search may go on for longer than is known beforehand
+        runs, together = seeds + max(trials, len(of_search)), 1
         if devices.kind == "cuda" and engine == "plain" and can_train_together(point.config):
-            seeds = max(min(len(experiment.seeds), runs - len(finished)), 1)
-            together = seeds if memory_needed(point.config, schema, seeds) <= (devices.memory or 0) else 1
+            at_once = max(min(seeds, runs - finished), 1)
+            together = at_once if memory_needed(point.config, schema, at_once) <= (devices.memory or 0) else 1
         memory = _memory(point.config, schema, devices, engine, together)
-        needs.append(Need(point, runs, len(finished), together, memory, *disk, seconds))
+        needs.append(Need(point, runs, finished, together, memory, *disk, seconds))
     there = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
     return Plan(
         experiment,
@@ -242,9 +245,7 @@ def _records(experiment: Experiment, out: Path, schema: Schema | None) -> list[l
     What tuning chooses is a part of a run's directory: there all count that have the point's name.
     """
     if experiment.tuning is not None:
-        names = [f"{glob.escape(point.label)},*seed=*" if point.label else "*seed=*" for point in experiment.points]
-        folders = [[*out.glob(name), *(out / "trials").glob(name)] for name in names]
-        return [[each for folder in places if (each := record.read(folder))] for places in folders]
+        return _of_any_choice(experiment, out)
     found: list[list[Record]] = [[] for _ in experiment.points]
     for place, run in enumerate(sweep.plan(experiment, out)):
         if schema is None:
@@ -254,6 +255,18 @@ def _records(experiment: Experiment, out: Path, schema: Schema | None) -> list[l
         if each is not None:
             found[place // len(experiment.seeds)].append(each)
     return found
+
+
+def _trials(experiment: Experiment, out: Path) -> list[list[Record]]:
+    """Of each point the records of its search."""
+    return (
+        _of_any_choice(experiment, out / "trials") if experiment.tuning is not None else [[]] * len(experiment.points)
+    )
+
+
+def _of_any_choice(experiment: Experiment, directory: Path) -> list[list[Record]]:
+    names = [f"{glob.escape(point.label)},*seed=*" if point.label else "*seed=*" for point in experiment.points]
+    return [[each for folder in directory.glob(name) if (each := record.read(folder))] for name in names]
 
 
 def _memory(config: Config, schema: Schema, devices: Devices, engine: str, together: int) -> Memory:

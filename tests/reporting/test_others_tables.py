@@ -543,6 +543,14 @@ def test_a_fight_without_half_a_width_is_not_asked_about_it(directory):
     assert widths == {"DLRM, Adam, batch 512, d=4 to 16"}
 
 
+def test_pairs_of_which_one_side_never_finished_are_counted(directory):
+    """Once they were nowhere: the d had no row."""
+    runs = [(arm, d, seed, None if (arm, d) == ("mlet", 16) else 0.7) for arm in ("single", "mlet") for d in (8, 16)
+            for seed in range(3)]  # fmt: skip
+    write(directory / "fair-fight-adam.csv", runs)
+    assert fights.pairs(Tables(directory))[1:] == [["8", "3", "0"], ["16", "0", "3"]]
+
+
 def test_kinds_of_mlet_are_compared_with_both_sides_of_their_fight(directory):
     """At the widths and seeds that they have."""
     auc = {"single": 0.7, "mlet": 0.703, "mlet-frozen": 0.702}

@@ -90,6 +90,22 @@ def test_a_stopped_search_goes_on_and_another_one_is_refused(tmp_path):
         search(Peak(), tmp_path / "again")
 
 
+def test_the_best_is_that_of_the_seeds_asked_for(tmp_path):
+    """Once that of all that were ever tried, at which a search of fewer seeds ended too early."""
+
+    class Torn(Peak):
+        def evaluate(self, model):
+            best = 12.8 if model.seed == 0 else 0.2
+            return 0.8 - 0.001 * math.log2(model.rate / best) ** 2
+
+    search(Torn(), tmp_path / "both", seeds=(0, 1, 2))
+    later, _ = search(Torn(), tmp_path / "both", seeds=(0,))
+    afresh, _ = search(Torn(), tmp_path / "one", seeds=(0,))
+    for name in ("plain tables", "MLET k=64"):
+        assert later.best(name) == afresh.best(name) == 12.8
+        assert 25.6 in later.scores[name]
+
+
 def test_what_diverges_is_below_all_else_and_is_said(tmp_path):
     found, lines = search(Peak(diverges_above=2.0), tmp_path)
     assert found.best("plain tables") == 1.6

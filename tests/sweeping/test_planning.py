@@ -396,7 +396,11 @@ def test_of_trials_only_all_keeps_checkpoints(keep, tmp_path, clicks_directory):
     assert (before.needs[0].runs, before.needs[0].finished) == (3, 0)
     assert "at least, as it tunes" in text(before)
     launch = functools.partial(sweep, devices=CPU)
-    sweep(tune(grid, clicks_directory, out / "trials", launch)[0], clicks_directory, out, CPU)
+    tuned, trials = tune(grid, clicks_directory, out / "trials", launch)
+    assert len(trials) > 2  # a longer search than was known beforehand; once it was taken for the run itself
+    [need] = plan_of(grid, clicks_directory, out, PROCESSOR).needs
+    assert (need.runs, need.finished, need.missing) == (len(trials) + 1, len(trials), 1)
+    sweep(tuned, clicks_directory, out, CPU)
     trials = [name for name in checkpoints(out) if name.startswith("trials/")]
     assert len(checkpoints(out)) - len(trials) == (keep != "none")
     assert bool(trials) == (keep == "all")
