@@ -44,14 +44,15 @@ def markdown(
     trials: Sequence[Row] = (),
 ) -> str:
     """The table of all points with mean ± standard deviation and n, and what a reader wants to know of the curves."""
-    seconds = sum(row.seconds for row in rows) / 60
+    seconds = sum(row.seconds for row in rows)
+    took = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
     where = sorted({f"{row.provenance['device']}, torch {row.provenance['torch']}" for row in rows})
     made = (_made(rows, "of them"), _made(trials, f"of the {len(trials)} trials behind them"))
     lines = [
         f"# {name}",
         "",
-        f"Drawn from [{source}]({quote(source)}) by `make figures`. {len(rows)} runs, {seconds:.0f} core-minutes of "
-        f"training on {'; '.join(where)}."
+        f"Drawn from [{source}]({quote(source)}) by `make figures`. {len(rows)} runs, {took} of training in "
+        f"all, on {'; '.join(where)}."
         + "".join(made)
         + " Mean ± sample standard deviation over n seeds; d is the dimension that is served, k the inner dimension "
         "that is trained.",

@@ -35,8 +35,7 @@ def store(out: Path, tables: Mapping[str, Table], publish: bool = False) -> tupl
     runs, place, told = tables[""], out, f"{len(tables[''])} runs"
     if not publish and any(is_tracked(_path(out, ending)) for ending in tables):
         published = _path(out, "")
-        there = {_key(row): row for row in _read(published)}
-        same = sum(all(row[name] == there.get(_key(row), {}).get(name) for name in RESULT) for row in runs)
+        same = _equal(_read(published), runs)
         told = f"{same} of {len(runs)} runs equal the published ones"
         companions = [ending for ending in tables if ending and not _holds(_path(out, ending), tables[ending])]
         if same == len(runs) and not companions:
@@ -110,9 +109,17 @@ def _settings(row: Mapping[str, str]) -> list[str]:
     return list(row)[: list(row).index("seed")]
 
 
+def _equal(there: Table, runs: Table) -> int:
+    """How many of the runs are there with the same result, be it made elsewhere or in another time."""
+    known = {_key(row): row for row in there}
+    return sum(all(row[name] == known.get(_key(row), {}).get(name) for name in RESULT) for row in runs)
+
+
 def _holds(path: Path, rows: Table) -> bool:
-    """Whether a table has all these rows, in the columns that it has."""
+    """Whether a table has all these rows, in the columns that it has; of runs, such as trials, their results."""
     there = _read(path)
+    if rows and "status" in rows[0]:
+        return _equal(there, rows) == len(rows)
     found = {tuple(row.values()) for row in there}
     return bool(there) and all(tuple(row.get(name, "") for name in there[0]) in found for row in rows)
 

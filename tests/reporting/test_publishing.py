@@ -52,6 +52,21 @@ def test_a_published_table_that_is_reproduced_stays_as_it_is(out, published):
     assert published.read_bytes() == before
 
 
+def test_a_published_search_that_is_reproduced_stays_as_it_is(out, published):
+    """Once its seconds had to be the same too, so that each tuned experiment made anew was written apart."""
+
+    def trial(auc, seconds):
+        (row,) = rows((8, 9), auc=auc)
+        before = {name: row.pop(name) for name in ("arm", "inner_dim", "embedding_dim", "seed")}
+        return {**before, "learning_rate": "0.1", "read_test": "False", **row, "seconds": seconds}
+
+    publishing.store(out, {"": rows((8, 0), (8, 1), (16, 0)), "-trials": [trial("0.75", "1.0")]}, publish=True)
+    again = {"": rows((8, 0)), "-trials": [trial("0.75", "9.0")]}
+    assert publishing.store(out, again) == (None, f"1 of 1 runs equal the published ones: {published}")
+    again["-trials"] = [trial("0.76", "1.0")]
+    assert publishing.store(out, again)[0] == out / "grid.csv"
+
+
 def test_what_differs_from_a_published_table_lies_apart(out, published):
     before = published.read_bytes()
     table, told = publishing.store(out, {"": [*rows((8, 0)), *rows((8, 1), (32, 0), auc="0.8")], "-spectra": []})
