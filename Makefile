@@ -23,8 +23,8 @@ $(installed): setup.cfg pyproject.toml requirements.lock
 preprocess: $(installed)  ## raw file -> data/: DATASET=name or my-data.toml, RAW=clicks.csv
 	scripts/preprocess.sh $(DATASET) $(RAW)
 
-sweep: $(installed)  ## the paper's grid on NYC flights; DATASET=complete-journey, GRID=controls and so on for others
-	scripts/sweep.sh $(DATASET) $(GRID)
+sweep: $(installed)  ## the paper's grid on NYC flights; DATASET=complete-journey, GRID=controls, OPTIONS="--jobs 1" for others
+	scripts/sweep.sh $(DATASET) $(GRID) $(OPTIONS)
 
 experiments: $(installed)  ## those of DATASET that answer most, or EXPERIMENTS="fair-fight-sgd rivals"
 	scripts/experiments.sh $(DATASET) $(EXPERIMENTS)

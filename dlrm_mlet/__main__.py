@@ -35,7 +35,7 @@ EXAMPLES = {
     "benchmark": "--device cuda:0",
     "verify": "results/flights",
     "report": "results --out drawn",
-    "compare": "results/flights/paper-grid.csv:mlet results/flights/paper-grid.csv:single",
+    "compare": "results/flights/paper-grid.csv:mlet:64 results/flights/paper-grid.csv:single",
 }
 CONFIG = "an experiment's .toml file, or the name of a built-in one, such as flights/paper-grid"
 
@@ -178,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("status", _status, "what of a sweep is finished, at work, in the queue, stopped, failed and waiting")
     add("config", help=CONFIG)
+    add("--data", type=Path, metavar="DIR", help=data)
     add("--out", type=Path, metavar="DIR", help="of the runs; default: results/<dataset>/<config>")
 
     add = command("spectrum", _spectrum, "the singular values of a run's tables")
@@ -365,11 +366,14 @@ def _print_plan(
 
 def _status(options: argparse.Namespace) -> None:
     from dlrm_mlet import config
+    from dlrm_mlet.data import schema
     from dlrm_mlet.sweeping.status import status, text
 
     experiment = config.load(options.config)
     out = options.out or ROOT / experiment.dataset / experiment.path.stem
-    print(text(status(experiment, out), out))
+    described = (options.data or DATA / experiment.dataset) / "schema.json"
+    columns = schema.load(described).fingerprint if described.exists() else None  # elsewhere perhaps: any will do
+    print(text(status(experiment, out, columns), out))
 
 
 def _spectrum(options: argparse.Namespace) -> None:

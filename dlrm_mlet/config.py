@@ -253,6 +253,9 @@ def find(name: str | Path) -> Path:
     by_dataset = itertools.groupby(known, key=lambda each: each.partition("/")[0])
     names = "; ".join(f"{dataset}/{{{','.join(n.partition('/')[2] for n in each)}}}" for dataset, each in by_dataset)
     meant = "".join(f" (did you mean {near}?)" for near in difflib.get_close_matches(asked, known, 1))
+    dataset, _, grid = asked.partition("/")
+    if f"flights/{grid}" in known and Path("data", dataset, "schema.json").exists():
+        meant = f" (in a checkout `make sweep DATASET={dataset} GRID={grid}` copies that of the flights)"
     raise ConfigError(f"{name}: no such file{meant}; expected a TOML file, or a built-in experiment: {names}")
 
 

@@ -129,9 +129,18 @@ def test_a_grid_that_cannot_be_meant_is_refused(write, grid, message):
         load(write(GRID.partition("[grid]")[0] + "[grid]\n" + grid))
 
 
-def test_a_missing_file_and_a_bad_override_are_named(write, tmp_path):
+def test_a_missing_file_and_a_bad_override_are_named(write, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"nowhere.toml: no such file"):
         load(tmp_path / "nowhere.toml")
+    (tmp_path / "data/shop").mkdir(parents=True)
+    (tmp_path / "data/shop/schema.json").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"shop/paper-grid: no such file \(in a checkout `make sweep DATASET=shop "
+    ):
+        load("shop/paper-grid")
+    with pytest.raises(ConfigError, match=r"flihts/paper-grid: no such file \(did you mean flights/paper-grid\?\)"):
+        load("flihts/paper-grid")
     with pytest.raises(ConfigError, match=r"--set model.inner_dim: expected section.key=value"):
         load(write(EXPERIMENT), ["model.inner_dim"])
     with pytest.raises(ConfigError, match=r"--set dataset.name=flights: dataset is not a table"):
@@ -155,10 +164,15 @@ def test_the_experiments_that_a_data_set_makes_by_itself_are_there():
 
 
 def test_a_data_set_takes_the_experiments_of_the_flights_that_it_has_none_of(tmp_path):
-    def sweep(dataset, grid):
+    def call(*arguments):
         path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-        call = ["bash", "scripts/sweep.sh", dataset, grid]
-        return subprocess.run(call, cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True, check=True).stdout
+        command = ["bash", "scripts/sweep.sh", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True, check=False)
+
+    def sweep(*arguments):
+        done = call(*arguments)
+        assert done.returncode == 0
+        return done.stdout
 
     for name in ("scripts", "configs/flights"):
         shutil.copytree(CONFIGS.parent / name, tmp_path / name)
@@ -175,15 +189,23 @@ def test_a_data_set_takes_the_experiments_of_the_flights_that_it_has_none_of(tmp
     copied, of_flights = load(mine), load(CONFIGS / "flights/batch-size.toml")
     assert copied.dataset == "shop"
     assert (copied.seeds, len(copied.points)) == (of_flights.seeds, len(of_flights.points))
+    assert "#   make sweep DATASET=shop GRID=batch-size\n" in mine.read_text()
+    assert mine.read_text().count("flights") == 1  # from where it was copied
     mine.write_text(mine.read_text() + "# mine\n")
-    assert sweep("shop", "batch-size") == "sweep configs/shop/batch-size.toml\n"
+    assert sweep("shop", "batch-size", "--jobs", "1") == "sweep configs/shop/batch-size.toml --jobs 1\n"
     assert mine.read_text().endswith("# mine\n")
     (tmp_path / "data/avazu").mkdir()
     (tmp_path / "data/avazu/schema.json").touch()
     assert sweep("avazu", "fair-fight-adam").splitlines()[-1] == "sweep configs/avazu/fair-fight-adam.toml"
     assert load(tmp_path / "configs/avazu/fair-fight-adam.toml").dataset == "avazu"
-    for dataset, grid in (("shpo", "batch-size"), ("shop", "nosuch"), ("criteo-kaggle", "batch-size")):
-        assert sweep(dataset, grid) == f"sweep configs/{dataset}/{grid}.toml\n"  # which says that there is no such file
+    for dataset, grid, said in (
+        ("shpo", "batch-size", "data/shpo: no such data set; expected its columns"),
+        ("shop", "nosuch", "GRID=nosuch: no such experiment; expected one of batch-size cafe-protocol"),
+        ("criteo-kaggle", "batch-size", "data/criteo-kaggle: no such data set"),
+    ):
+        done = call(dataset, grid)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert said in done.stderr
         assert not (tmp_path / f"configs/{dataset}/{grid}.toml").exists()
     assert sorted(path.name for path in (tmp_path / "configs").iterdir()) == ["avazu", "flights", "shop"]
 

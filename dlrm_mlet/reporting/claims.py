@@ -58,7 +58,7 @@ def _of_k(tables: Tables, last: bool) -> Gains:
         raise FileNotFoundError(f"{GRID}: has one k")
     for small, large in steps[-1:] if last else steps:
         curves = tables.curve(GRID, "mlet", large), tables.curve(GRID, "mlet", small)
-        found |= paired(*curves, prefix="" if last else f"k={small} to {large}, ")
+        found |= paired(*curves, prefix=f"k={small} to {large}, ")
     return found
 
 

@@ -7,6 +7,7 @@ from dlrm_mlet.reporting import results
 from dlrm_mlet.reporting.curves import Curve, make_curves, paired_gains
 from dlrm_mlet.reporting.judging import jointly
 from dlrm_mlet.reporting.results import COMPANIONS, MEASURES, ResultsError
+from dlrm_mlet.reporting.trained import steps
 
 
 def compare(better: str, base: str) -> str:
@@ -23,6 +24,8 @@ def compare(better: str, base: str) -> str:
     data = {row.data for curve in (first, second) for rows in curve.points.values() for row in rows if row.data}
     if len(data) > 1:
         raise ResultsError(f"{better}, {base}: made from columns {' and '.join(sorted(data))}; expected the same ones")
+    lost = [f"{sum(curve.diverged.values())} of {side} diverged" for side, curve in ((better, first), (base, second))
+            if curve.diverged]  # fmt: skip
     gains = {
         ("", f"d={d}", measure): values
         for d in first.points
@@ -31,9 +34,8 @@ def compare(better: str, base: str) -> str:
         if (values := paired_gains(first.points[d], second.points[d], measure))
     }
     if not gains:
-        raise ResultsError(f"{better}, {base}: no d and seed in common; expected runs that can be paired")
-    lost = [f"{sum(curve.diverged.values())} of {side} diverged" for side, curve in ((better, first), (base, second))
-            if curve.diverged]  # fmt: skip
+        said = f", and {', '.join(lost)}" if lost else ""
+        raise ResultsError(f"{better}, {base}: no d and seed in common{said}; expected runs that can be paired")
     lines = [
         f"{better} over {base}: mean difference, paired by seed; positive is better; "
         "the signs of those that leave 0 out hold jointly (Holm)", "",
@@ -44,6 +46,9 @@ def compare(better: str, base: str) -> str:
             f"| {d.removeprefix('d=')} | {measure.replace('_', ' ')} | {gain.mean:+.4f} | {gain.spread} "
             f"| {gain.interval} | {gain.n} |"
         )
+    taken = [steps([row for rows in curve.points.values() for row in rows]) for curve in (first, second)]
+    if all(taken) and taken[0] != taken[1]:
+        lines += ["", f"Not alike: runs of {taken[0]} and of {taken[1]} steps"]
     return "\n".join([*lines, "", f"Not paired: {', '.join(lost)}"] if lost else lines)
 
 
@@ -81,4 +86,4 @@ def _name(curve: Curve, among: Sequence[Curve]) -> str:
     """How the curve is named: its arm, its k, and the settings of which that arm has several."""
     alike = [set(_settings(other)) for other in among if other.arm == curve.arm]
     varied = [its for its in _settings(curve) if any(its not in others for others in alike)]
-    return ":".join([curve.arm, *filter(None, [curve.inner_dim, *varied])])
+    return ":".join([curve.arm, *filter(None, [curve.inner_dim, *varied])]) or "no arm: the table alone"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from dlrm_mlet.reporting import forest
+from dlrm_mlet.reporting import forest, trained
 from dlrm_mlet.reporting.curves import Curve, gains_by_seed, make_curves, paired_gains
 from dlrm_mlet.reporting.judging import TEST_AUC, TEST_LOSS, TUNED, Gains, Point, Tables, jointly, levels, paired
 
@@ -53,6 +53,15 @@ def gains(tables: Tables, experiment: str) -> Gains:
     """MLET over the single layer at each d, on test."""
     mlet, single = tables.mlet(experiment), tables.curve(experiment, "single")
     return paired(mlet, single, TEST_AUC) | paired(mlet, single, TEST_LOSS)
+
+
+def name_of(tables: Tables, experiment: str) -> str:
+    """What a fight is of, in words: by its name, and where its runs were trained otherwise, by these.
+
+    Raises FileNotFoundError where it wasn't run.
+    """
+    how = trained.otherwise(experiment, tables.rows(experiment))
+    return f"{NAMES[experiment].partition(',')[0]}, {how} ({experiment})" if how else NAMES[experiment]
 
 
 def table(tables: Tables, experiment: str) -> list[list[str]]:
@@ -131,8 +140,9 @@ def _d(name: str) -> float:
 def draw(tables: Tables, path: Path) -> None:
     """MLET's gain of test AUC, a row a fight and a panel a d, with the interval that it has in its own section."""
     found: dict[str, list[Point]] = {}
-    for name, text in NAMES.items():
+    for name in NAMES:
         with contextlib.suppress(FileNotFoundError):
+            text = name_of(tables, name)
             joint = jointly({(TUNED, *key): values for key, values in gains(tables, name).items()})
             for (_, d, measure), gain in joint.items():
                 if measure == TEST_AUC:
@@ -182,7 +192,7 @@ def _of_each(tables: Tables, names: Iterable[str]) -> list[tuple[Curve, Curve, s
     found = []
     for name in names:
         with contextlib.suppress(FileNotFoundError):
-            found.append((tables.mlet(name), tables.curve(name, "single"), NAMES[name]))
+            found.append((tables.mlet(name), tables.curve(name, "single"), name_of(tables, name)))
     if not found:
         raise FileNotFoundError("no fair fight")
     return found

@@ -27,6 +27,10 @@ Gains = Mapping[tuple[str, str], Sequence[float]]
 """(point, measure) -> a paired gain a seed, positive being better."""
 
 
+class UnlikeRunsError(ResultsError):
+    """Runs that were trained for longer than those with which they would be compared."""
+
+
 class Point(NamedTuple):
     """One comparison of a claim."""
 
@@ -116,8 +120,17 @@ class Tables:
 
 
 def paired(better: Curve, base: Curve, measure: str = AUC, prefix: str = "") -> dict[tuple[str, str], list[float]]:
-    """The gains of the first curve over the second at each d that both have."""
+    """The gains of the first curve over the second at each d that both have.
+
+    Raises UnlikeRunsError where their runs have other numbers of steps.
+    """
     common = [d for d in better.points if d in base.points]
+    for d in common:
+        taken = [{row.steps for row in side.points[d] if row.steps} for side in (better, base)]
+        if all(taken) and taken[0] != taken[1]:
+            ends = (f"{label} has runs of {' and '.join(map(str, sorted(its)))} steps"
+                    for label, its in zip((better.label, base.label), taken, strict=True))  # fmt: skip
+            raise UnlikeRunsError(f"at d={d} {', '.join(ends)}; expected as many: the same epochs in all experiments")
     found = {d: paired_gains(better.points[d], base.points[d], measure) for d in common}
     return {(f"{prefix}d={d}", measure): gains for d, gains in found.items() if gains}
 
@@ -142,6 +155,8 @@ def points(claim: Claim, tables: Tables) -> list[Point]:
             found |= {(name, *key): values for key, values in group.gains(tables).items() if values}
         except FileNotFoundError:
             continue
+        except UnlikeRunsError as error:
+            raise ResultsError(f"{tables.directory}: {', '.join(group.experiments)}: {error}") from None
     joint = jointly(found, claim.is_equality)
     return [Point(*key, gain, claim.groups[key[0]].experiments) for key, gain in joint.items()]
 

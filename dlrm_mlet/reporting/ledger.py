@@ -43,6 +43,8 @@ class Outcome:
     """Those of the claim's that lie beside its tables, from the directory of results on."""
     options: Mapping[str, str] = field(default_factory=dict)
     """What other_models.py needs to make a table as it is there."""
+    otherwise: Mapping[str, str] = field(default_factory=dict)
+    """Of an experiment whose runs weren't trained as its name says: how."""
     refused: bool = False
     """A table can't be judged: `said` says why."""
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from dlrm_mlet.reporting import figures, results, step_law
+from dlrm_mlet.reporting import figures, results, step_law, trained
 from dlrm_mlet.reporting.curves import (
     Curve,
     Difference,
@@ -24,7 +24,8 @@ from dlrm_mlet.reporting.results import Row, Spectrum, Third
 from dlrm_mlet.tables.spectrum import count_above
 
 STEP_WORDS = (
-    "Of the rates at which no seed diverged, with the better of the MLPs' rates. Per row: the table's rate divided by "
+    "Of the rates at which no seed diverged or ended with twice a coin's LogLoss, with the better of the MLPs' rates. "
+    "Per row: the table's rate divided by "
     "the batch size B, times k/16 for MLET; so far a row moves, of its own gradient, where it occurs once in the "
     "batch. Rare, middle and frequent: validation in thirds by how often the rarest id of a row occurs in training."
 )
@@ -46,13 +47,14 @@ def markdown(
     """The table of all points with mean ± standard deviation and n, and what a reader wants to know of the curves."""
     seconds = sum(row.seconds for row in rows)
     took = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    of_steps = f" of {its} steps" if (its := trained.steps(rows)) else ""
     where = sorted({f"{row.provenance['device']}, torch {row.provenance['torch']}" for row in rows})
     made = (_made(rows, "of them"), _made(trials, f"of the {len(trials)} trials behind them"))
     lines = [
         f"# {name}",
         "",
-        f"Drawn from [{source}]({quote(source)}) by `make figures`. {len(rows)} runs, {took} of training in "
-        f"all, on {'; '.join(where)}."
+        f"Drawn from [{source}]({quote(source)}) by `dlrm-mlet report`. {len(rows)} runs{of_steps}, {took} of "
+        f"training in all, on {'; '.join(where)}."
         + "".join(made)
         + " Mean ± sample standard deviation over n seeds; d is the dimension that is served, k the inner dimension "
         "that is trained.",

@@ -251,7 +251,7 @@ QUESTIONS = (
         f"has one rate, 0.2 at batch 128, for everything: {PAPERS_RATE_PER_ROW:.4f} per row.",
         "By SGD. Per row: the table's rate over the batch size B, times k/16 for MLET. The loss is the mean over B, so "
         "that a row that occurs once in a batch moves so far of its own gradient, whatever B is; rates at which some "
-        "seed diverged are left out.",
+        "seed diverged, or ended with twice a coin's LogLoss, are left out.",
         {}, table=_law_table, verdict=lambda tables: step_law.verdict(_of_the_law(tables)), experiments=(LAW,),
         figure=_law_figure,
     ),
@@ -261,7 +261,7 @@ QUESTIONS = (
         "has one rate for everything.",
         f"A plain table whose rate is {RULE} times the batch size, and all else as the paper has it, over MLET at the "
         "paper's rate; and MLET by the same rule, its rate 16/k times as large, over that plain table. The rule was "
-        "read off the runs of this batch size, among others, and other d weren't run.",
+        "read off those of flights and Complete Journey at this batch size, among others; other d weren't run.",
         {"plain by the rule over MLET at the paper's rate": Group((LAW, GRID), _rule_over_mlet),
          "MLET by the rule over plain by the rule": Group((LAW, GRID), _mlet_over_rule)},
     ),

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from dlrm_mlet.files import replacing
-from dlrm_mlet.reporting import drawing, fights, forest, judging, results
+from dlrm_mlet.reporting import drawing, fights, forest, judging, results, trained
 from dlrm_mlet.reporting.claims import CLAIMS
 from dlrm_mlet.reporting.curves import as_markdown
 from dlrm_mlet.reporting.judging import MARGIN, PAPER, TUNED, Claim, Counts, Tables
@@ -121,13 +121,15 @@ def judge(claim: Claim, directory: Path, datasets: Sequence[str]) -> Outcomes:
                 table, said = [], ""
             points = judging.points(claim, tables)
             options = {name: fights.options(tables, name) for name in _reads(claim) if name in there & fights.OTHERS}
+            how = {name: trained.otherwise(name, tables.rows(name)) for name in _reads(claim) if name in there}
         except UNREADABLE as error:
             found[name] = Outcome([], [], f"can't be judged: {_why(error, claim, tables)}", there, refused=True)
             continue
         if not points and not said and judging.was_run(claim, tables):
             said = "no two runs to compare that both finished"
         if points or said:
-            found[name] = Outcome(points, table, said, there, _pictures(claim, tables.directory), options)
+            otherwise = {name: said for name, said in how.items() if said}
+            found[name] = Outcome(points, table, said, there, _pictures(claim, tables.directory), options, otherwise)
     return _once(claim, found)
 
 
@@ -187,7 +189,8 @@ def _summary(judged: Sequence[tuple[Claim, Outcomes]]) -> list[str]:
     for claim, found in judged:
         where = f"[{claim.text}](#{_anchor(claim.text)})"
         for name, outcome in found.items():
-            lines.append(f"| {where} | {'–' if is_elsewhere(claim) else name} | {_verdicts(claim, outcome)} |")
+            of = f"{name} (trained otherwise: see there)" if outcome.otherwise else name
+            lines.append(f"| {where} | {'–' if is_elsewhere(claim) else of} | {_verdicts(claim, outcome)} |")
             where = ""
     return [*lines, "", f"Not run yet: {'; '.join(waiting)}."] if waiting else lines
 
@@ -238,6 +241,8 @@ def _is_drawn(claim: Claim, outcome: Outcome) -> bool:
 
 def _of_dataset(claim: Claim, name: str, outcome: Outcome, directory: str) -> list[str]:
     lines = []
+    for source, how in outcome.otherwise.items():
+        lines += [f"**{name}/{source} isn't what its name says: {how}.**", ""]
     for group in claim.groups:
         if mine := outcome.of(group):
             counts: Counts = judging.count(claim, mine)

@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,8 @@ COMPANIONS = ("-trials", "-spectra", "-frequency", "-curve")
 """Endings of tables that lie beside an experiment's own."""
 CLAIMS = "claims"
 """The name of the table of claims, which lies among those of experiments."""
+TRAINED = ("optimizer", "batch_size", "epochs", "schedule", "learning_rate")
+"""What a row says of the training of its run, in one column."""
 BESIDE = ("train_log_loss", "effective_rank")
 """What some tables have of a run as well."""
 
@@ -69,6 +71,10 @@ class Row(OfRun):
     """device, torch, commit."""
     data: str = ""
     """The fingerprint of the columns that it was made from; tables of before 0.2.0 don't say."""
+    steps: int | None = None
+    """None where the table doesn't say."""
+    trained: dict[str, str] = field(default_factory=dict)
+    """By the keys of TRAINED; tables of before 0.2.0 don't say."""
 
     @property
     def diverged(self) -> bool:
@@ -208,6 +214,7 @@ def fields(run: Record) -> dict[str, str]:
         | {"steps": run.steps, "trained_parameters": size["trained"], "served_parameters": size["served"]}
         | {"trained_table_bytes": run.bytes["trained_tables"], "served_table_bytes": run.bytes["served_tables"]}
         | {"seconds": round(run.seconds, 1), **{key: where[key] or "" for key in ("device", "torch", "commit")}}
+        | {"trained": " ".join(f"{key}={run.config['training'].get(key, '')}" for key in TRAINED)}
     )
     return {name: as_text(value) for name, value in found.items()}
 
@@ -275,7 +282,16 @@ def as_row(row: dict[str, str]) -> Row:
         seconds=float(row["seconds"]),
         provenance={key: row[key] for key in ("device", "torch", "commit")},
         data=row.get("experiment", "").rpartition("-")[2],
+        steps=int(row["steps"]) if row.get("steps") else None,
+        trained=_trained(row.get("trained", "")),
     )
+
+
+def _trained(text: str) -> dict[str, str]:
+    found = dict(pair.split("=") for pair in text.split())
+    if found and found.keys() != set(TRAINED):
+        raise ValueError(f"trained {text!r}")
+    return found
 
 
 def _of(row: dict[str, str]) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from dlrm_mlet.reporting.curves import labels, spread
 from dlrm_mlet.reporting.results import Row, Third
 
 SETTINGS = ("batch_size", "table_learning_rate")
-AUC = "validation_auc"
+AUC, LOSS = "validation_auc", "validation_log_loss"
+BLOWN_UP = 2 * math.log(2)
+"""A validation LogLoss twice that of a coin: such a run counts as diverged, though its numbers are finite."""
 
 Scores = dict[float, list[float] | None]
 """Rate per row -> validation AUC of each seed at the best of the MLPs' rates; None where some seed diverged at each."""
@@ -54,7 +56,7 @@ def by_row_rate(rows: Sequence[Row]) -> dict[tuple[Model, int], Scores]:
         moved = float(f"{rate / size * larger_step(row.inner_dim):.6g}")
         found.setdefault((model, size), {})
         trial = trials.setdefault(((model, size), moved), {}).setdefault(row.settings.get("learning_rate", ""), [])
-        trial.append(row.measures.get(AUC))
+        trial.append(None if row.measures.get(LOSS, 0) > BLOWN_UP else row.measures.get(AUC))
     for (point, moved), tried in sorted(trials.items(), key=lambda item: item[0][1]):
         whole = [[auc for auc in trial if auc is not None] for trial in tried.values() if None not in trial]
         found[point][moved] = max(whole, key=statistics.fmean, default=None)
@@ -107,7 +109,7 @@ def _edge(rate: float, scores: Scores) -> str:
 
 def _on(rows: Sequence[Row], third: Mapping[tuple[object, ...], Third]) -> list[Row]:
     """The runs with their AUC on one third of validation."""
-    return [replace(row, measures={AUC: third[row.run].auc} if row.run in third else {}) for row in rows]
+    return [replace(row, measures=row.measures | {AUC: third[row.run].auc} if row.run in third else {}) for row in rows]
 
 
 def verdict(rows: Sequence[Row]) -> str:

@@ -10,8 +10,9 @@ from dlrm_mlet.reporting.judging import AUC, GRID, PAPER, TEST_AUC, TUNED, Table
 
 def _factors(tables: Tables) -> Iterator[tuple[str, Curve, dict[int, tuple[int, float] | None]]]:
     """Way of training, a curve (MLET's of each k, then the single layer's), and by the single layer's d its factor."""
-    for experiment, text in {GRID: f"{PAPER}, SGD", **fights.NAMES}.items():
+    for experiment in (GRID, *fights.NAMES):
         with contextlib.suppress(FileNotFoundError):
+            text = f"{PAPER}, SGD" if experiment == GRID else fights.name_of(tables, experiment)
             single = tables.curve(experiment, "single")
             ks = tables.inner_dims(experiment) if experiment == GRID else [tables.mlet(experiment).inner_dim]
             for curve in (*(tables.curve(experiment, "mlet", k) for k in ks), single):

@@ -91,6 +91,8 @@ class Plan:
     out: Path
     sizes: str
     """Where the sizes of the data set come from."""
+    rows: int
+    """Of training."""
     columns: int
     """Bytes of the data set's columns."""
     devices: Devices
@@ -217,6 +219,7 @@ def plan_of(experiment: Experiment, data: Path, out: Path, devices: Devices, eng
         experiment,
         out,
         sizes=f"published, as {data} isn't there" if published else f"those of {data}",
+        rows=schema.rows["train"],
         columns=sum(schema.rows.values()) * (4 * (len(schema.dense) + sum(schema.slots) + bool(schema.weight)) + 1),
         devices=devices,
         spread=devices.count if engine == "torchrec" else 1,
@@ -384,6 +387,7 @@ def _totals(plan: Plan) -> list[str]:
         beside = "with the columns, which lie there too where they fit"
     said = [
         f"{experiment.path}: {runs:,} runs, {missing:,} of them missing{least}; table sizes: {plan.sizes}",
+        f"steps: {_range([steps_of(point.config.training, plan.rows) for point in experiment.points])} a run",
         f"memory: {_gib(needed)} at most, {_gib(needed + plan.columns)} {beside}; {here} {there}",
     ]
     for keep in KEEPS:
@@ -407,6 +411,10 @@ def _name(points: list[Point]) -> str:
     layers = first.config.model.inner_dims
     inner = f"k={'x'.join(map(str, layers))}" if layers else "single layer"
     return " ".join(filter(None, [first.arm, inner, f"d={first.config.model.embedding_dim}, {len(points)} points"]))
+
+
+def _range(counts: list[int]) -> str:
+    return " to ".join(f"{count:,}" for count in dict.fromkeys((min(counts), max(counts))))
 
 
 def _gib(count: int) -> str:

@@ -1,6 +1,7 @@
 """An experiment and where its runs lie -> what is finished, at work, in the queue, failed, waiting; changes nothing."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from dlrm_mlet.sweeping.queue import Place
 from dlrm_mlet.sweeping.sweep import PlannedRun, plan
 from dlrm_mlet.sweeping.worker import FAILED, failure
 from dlrm_mlet.training import checkpoint, record
-from dlrm_mlet.training.record import RecordError
+from dlrm_mlet.training.record import Record, RecordError
 
 QUEUED, OTHER = "in the queue", "another run"
 STATES = ("finished", "diverged", "at work", QUEUED, "stopped", "failed", OTHER, "waiting")
@@ -29,16 +30,20 @@ class State:
     """Who is at work on it since when, for what it waits in the queue, or why it failed."""
 
 
-def status(experiment: Experiment, out: Path) -> list[State]:
-    """The state of each run of an experiment; where it tunes, of the trials made so far, and of the runs chosen."""
+def status(experiment: Experiment, out: Path, columns: str | None = None) -> list[State]:
+    """The state of each run of an experiment; where it tunes, of the trials made so far, and of the runs chosen.
+
+    `columns`: the fingerprint of those that it would be made from now; None: whichever.
+    """
+    made = {} if columns is None else {"columns": columns}
     places = queue.places(out, out / "trials")
     if experiment.tuning is None:
         return [
-            _state(f"{run.point.short}, seed {run.seed}", run.directory, places.get(run.directory), run)
+            _state(f"{run.point.short}, seed {run.seed}", run.directory, places.get(run.directory), made, run)
             for run in plan(experiment, out)
         ]
     directories = sorted({*_runs(out), *places})
-    trials = [_state(each.relative_to(out).as_posix(), each, places.get(each)) for each in directories]
+    trials = [_state(each.relative_to(out).as_posix(), each, places.get(each), made) for each in directories]
     chosen = len(experiment.points) * len(experiment.seeds)
     left = chosen - sum(not state.name.startswith("trials/") for state in trials)
     return trials + [State("a run at the rates that are chosen", out, "waiting", "")] * max(left, 0)
@@ -49,10 +54,14 @@ def _runs(out: Path) -> set[Path]:
     return {path.parent for kind in (record.FILE, checkpoint.FILE, FAILED) for path in out.rglob(kind)}
 
 
-def _state(name: str, directory: Path, place: Place | None, run: PlannedRun | None = None) -> State:
+def _state(
+    name: str, directory: Path, place: Place | None, made: Mapping[str, str], run: PlannedRun | None = None
+) -> State:
     try:
         found = record.read(directory)
-        other = found and run and record.difference(directory, found, run.point.config, run.seed, {})
+        other = found and (
+            record.difference(directory, found, run.point.config, run.seed, made) if run else _other(found, made)
+        )
     except RecordError as error:
         return State(name, directory, "failed", str(error))
     if other:
@@ -69,6 +78,13 @@ def _state(name: str, directory: Path, place: Place | None, run: PlannedRun | No
         return State(name, directory, "failed" if place.state == "gone" else "waiting", place.said)
     stopped = (directory / checkpoint.FILE).exists()
     return State(name, directory, "stopped" if stopped else "waiting", "goes on from its checkpoint" if stopped else "")
+
+
+def _other(found: Record, made: Mapping[str, str]) -> str | None:
+    """In what a run of whatever config was made otherwise."""
+    unlike = (f"{key} was {found.provenance.get(key)} and is now {its}" for key, its in made.items()
+              if found.provenance.get(key) != its)  # fmt: skip
+    return next(unlike, None)
 
 
 def text(states: list[State], out: Path) -> str:

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.axes import Axes
 
+from dlrm_mlet import config
 from dlrm_mlet.__main__ import main
 from dlrm_mlet.reporting import (
     drawing,
@@ -23,11 +24,12 @@ from dlrm_mlet.reporting import (
     rate_figures,
     reproduction,
     results,
+    trained,
 )
 from dlrm_mlet.reporting.claims import CLAIMS
 from dlrm_mlet.reporting.compare import compare
 from dlrm_mlet.reporting.curves import Difference, Served, as_markdown, by_bytes, compared_on, difference, pareto
-from dlrm_mlet.reporting.judging import AUC, PAPER, TUNED, Tables
+from dlrm_mlet.reporting.judging import AUC, GRID, PAPER, TUNED, Tables
 from dlrm_mlet.reporting.questions import QUESTIONS
 from dlrm_mlet.reporting.report import draw, draw_rates
 from dlrm_mlet.reporting.results import ResultsError
@@ -549,6 +551,55 @@ def test_pairs_of_which_one_side_never_finished_are_counted(directory):
             for seed in range(3)]  # fmt: skip
     write(directory / "fair-fight-adam.csv", runs)
     assert fights.pairs(Tables(directory))[1:] == [["8", "3", "0"], ["16", "0", "3"]]
+
+
+def say_trained(path: Path, **training: object) -> None:
+    """Give a table's runs a column that says how they were trained."""
+    values = {"optimizer": "sgd", "batch_size": 128, "epochs": 1, "schedule": "constant", "learning_rate": 0.2}
+    said = " ".join(f"{key}={value}" for key, value in (values | training).items())
+    head, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([f"{head},trained", *(f"{line},{said}" for line in lines)]) + "\n")
+
+
+def test_a_fight_that_is_another_one_goes_by_what_it_is(directory, capsys):
+    """Once a copy of a config that was changed stood on the page under the name of what it was copied from."""
+    runs = [(arm, d, seed, 0.7 + seed / 99) for arm in ("single", "mlet") for d in (4, 8) for seed in range(3)]
+    say_trained(write(directory / "fair-fight-adam-512.csv", runs), optimizer="adagrad", batch_size=64)
+    say_trained(write(directory / "fair-fight-adam.csv", runs), optimizer="adam", learning_rate=0.01)
+    say_trained(write(directory / "paper-grid.csv", runs), learning_rate=0.05, epochs=10)
+    assert main(["report", str(directory.parent), "--dataset", "shop"]) == 0
+    capsys.readouterr()
+    page = (directory / "claims.md").read_text()
+    what = "optimizer adagrad, batch size 64"
+    assert page.count(f"**shop/fair-fight-adam-512 isn't what its name says: {what}.**") > 1
+    assert "**shop/paper-grid isn't what its name says: learning rate 0.05.**" in page
+    assert "shop/fair-fight-adam isn't" not in page
+    assert f"| DLRM, {what} (fair-fight-adam-512), d=4 over 8 |" in page
+    assert "DLRM, Adam, batch 512, d=4 over 8" not in page
+    assert "shop (trained otherwise: see there)" in page
+
+
+def test_what_a_name_says_is_what_the_config_has():
+    for name, its in trained.NAMED.items():
+        for point in config.load(f"flights/{name}").points:
+            training = point.config.training
+            assert its == {key: str(getattr(training, key)) for key in its}, name
+    for name in (*fights.DLRM, fights.CONTROLS, GRID, *failures.PLAIN):
+        assert name in trained.NAMED
+
+
+def test_runs_of_other_lengths_are_not_compared(directory):
+    """Once ten epochs of one experiment and one of another gave a verdict."""
+    head = HEADER.replace("embedding_dim,", "embedding_dim,batch_size,learning_rate,table_learning_rate,")
+    lines = [f"single-128,,8,128,0.2,12.8,{seed},finished,0.5,0.5,,,{TAIL}" for seed in (0, 1)]
+    write(directory / "paper-grid.csv", [("mlet", 8, seed, 0.7 + seed / 999) for seed in (0, 1)])
+    (directory / "batch-size.csv").write_text("\n".join([head, *lines]) + "\n")
+    assert judging.points(claim("rule"), Tables(directory))
+    (directory / "batch-size.csv").write_text("\n".join([head, *lines]).replace(f",{TAIL}", f",90{TAIL[1:]}") + "\n")
+    with pytest.raises(ResultsError, match=r"shop: batch-size, paper-grid: at d=8 .*of 90 steps, .*of 9 steps; "):
+        judging.points(claim("rule"), Tables(directory))
+    sides = (f"{directory / 'paper-grid.csv'}:mlet", f"{directory / 'batch-size.csv'}:single-128")
+    assert "Not alike: runs of 9 and of 90 steps" in compare(*sides)
 
 
 def test_kinds_of_mlet_are_compared_with_both_sides_of_their_fight(directory):

@@ -390,6 +390,17 @@ def test_the_law_of_the_step_takes_any_grid(tmp_path):
     )
 
 
+def test_a_run_that_blew_up_is_none_to_go_by(tmp_path):
+    """Once its rate was said to be one that never diverged, as its numbers were finite to the end."""
+    path = tmp_path / "clicks" / "batch-size.csv"
+    _with_settings(path, [("single", "", 8, "100", rate, 0.7) for rate in ("10", "20", "40")])
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], lines[-1].replace("0.702,0.5,", "0.702,15.9,")]) + "\n")
+    assert _by_label(path)["single layer", 8, 100] == {0.1: [0.7, 0.702], 0.2: [0.7, 0.702], 0.4: None}
+    [_, row] = step_law.table(results.read(path))
+    assert row[6] == "0.2"
+
+
 def test_the_law_of_the_step_mixes_no_two_models_and_no_two_rates(tmp_path):
     """Arms are models of their own, but for the batch size at the end of their name; rates may be tiny."""
     path = tmp_path / "clicks" / "batch-size.csv"

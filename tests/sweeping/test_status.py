@@ -1,6 +1,7 @@
 """Of a sweep's runs it is said how far each is, by what lies there, and nothing is changed."""
 
 import json
+import shutil
 
 import pytest
 
@@ -11,6 +12,8 @@ from dlrm_mlet.sweeping import sweep
 from dlrm_mlet.training.run import train
 from tests.sweeping.test_sweep import GRID
 from tests.training.test_run import stopped_at
+
+TUNING = "[tuning]\nstart = { table_learning_rate = [0.1, 0.2] }\nseeds = [100]\ntrials = 2\n\n[grid]"
 
 
 @pytest.fixture
@@ -45,6 +48,26 @@ def test_each_run_is_as_far_as_what_lies_there(experiment, clicks, tmp_path, mon
     assert lines[3].startswith("mlet k=8 d=4, seed 0: at work, pid ")
     assert "6 runs: 1 finished, 1 at work, 1 stopped, 2 failed, 1 waiting; a sweep is at work: pid " in lines[4]
     assert before.items() <= {path: path.stat().st_mtime_ns for path in out.rglob("*")}.items()
+
+
+def test_a_run_of_other_columns_is_another_one(experiment, clicks, clicks_directory, tmp_path, capsys):
+    """Once it was finished, until the sweep refused it."""
+    out = tmp_path / "out"
+    run = sweep.plan(experiment, out)[0]
+    train(run.point.config, clicks, run.seed, run.directory)
+    data = shutil.copytree(clicks_directory, tmp_path / "data")
+    call = ["status", str(experiment.path), "--out", str(out), "--data", str(data)]
+    assert main(call) == 0
+    assert "1 finished" in capsys.readouterr().out
+    schema = json.loads((data / "schema.json").read_text())
+    schema["source"] |= {"sha256": "0" * 64}
+    (data / "schema.json").write_text(json.dumps(schema))
+    for text in (GRID, GRID.replace("[grid]", TUNING)):
+        experiment.path.write_text(text)
+        assert main(call) == 0
+        said = capsys.readouterr().out
+        assert f"another run, its record is of one whose columns was {clicks.schema.fingerprint} and is now " in said
+        assert "0 finished" in said or "finished" not in said
 
 
 @pytest.mark.usefixtures("in_process")
