@@ -135,9 +135,7 @@ def test_a_missing_file_and_a_bad_override_are_named(write, tmp_path, monkeypatc
     (tmp_path / "data/shop").mkdir(parents=True)
     (tmp_path / "data/shop/schema.json").touch()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        ConfigError, match=r"shop/paper-grid: no such file \(in a checkout `make sweep DATASET=shop "
-    ):
+    with pytest.raises(ConfigError, match=r"shop/paper-grid: no such file \(in a checkout `make sweep DATASET=shop "):
         load("shop/paper-grid")
     with pytest.raises(ConfigError, match=r"flihts/paper-grid: no such file \(did you mean flights/paper-grid\?\)"):
         load("flihts/paper-grid")

@@ -96,15 +96,16 @@ def publish(directory: Path, page: Path, out: Path, datasets: Sequence[str] | No
 
 def _check_data(directory: Path) -> None:
     """Raises ResultsError where a data set's tables were made from unlike columns, as after another preprocessing."""
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for path in sorted(directory.glob("*.csv")):
         if path.stem != CLAIMS_TABLE and not path.stem.endswith(COMPANIONS):
             with contextlib.suppress(ResultsError):  # said where it is drawn
-                found |= {row.data: path.name for row in results.read(path) if row.data}
+                for data in {row.data for row in results.read(path) if row.data}:
+                    found.setdefault(data, []).append(path.name)
     if len(found) > 1:
-        said = ", ".join(f"{name} from {data}" for data, name in found.items())
+        said = "; ".join(f"{', '.join(names)} from {data}" for data, names in found.items())
         raise ResultsError(f"{directory}: its tables were made from unlike columns ({said}); expected the same ones: "
-                           "sweep again what is of others")  # fmt: skip
+                           "move those of others away with their runs, and sweep again")  # fmt: skip
 
 
 def judge(claim: Claim, directory: Path, datasets: Sequence[str]) -> Outcomes:
@@ -168,7 +169,7 @@ def text(judged: Sequence[tuple[Claim, Outcomes]], datasets: Sequence[str], out:
         lines += ["", f"## {title}"]
         for claim, found in judged:
             if claim in claims:
-                lines += ["", *_section(claim, found, out, directory)]
+                lines += ["", *_section(claim, found, out, directory, datasets[0] if len(datasets) == 1 else "NAME")]
     return "\n".join(lines) + "\n"
 
 
@@ -217,10 +218,11 @@ def _anchor(title: str) -> str:
     return kept.replace(" ", "-")
 
 
-def _section(claim: Claim, found: Outcomes, out: str, directory: str) -> list[str]:
+def _section(claim: Claim, found: Outcomes, out: str, directory: str, dataset: str) -> list[str]:
     lines = [f"### {claim.text}", ""]
     if not found:
-        return [*lines, f"Paper: {claim.paper} Not run yet."]
+        missing = [ELSEWHERE.get(source, (_command(dataset, source, {}),))[0] for source in _reads(claim)]
+        return [*lines, f"Paper: {claim.paper} Not run yet: {', '.join(f'`{command}`' for command in missing)}."]
     lines += [f"Paper: {claim.paper} {claim.words}", ""]
     if any(outcome.points for outcome in found.values()):
         lines += [

@@ -291,7 +291,7 @@ def test_runs_of_unlike_columns_are_not_judged_as_one_data_set(directory, capsys
     with pytest.raises(ResultsError, match=r"single: made from columns one and two; expected the same ones"):
         compare(f"{directory / 'paper-grid.csv'}:mlet", f"{directory / 'controls.csv'}:single")
     assert main(["report", str(directory.parent), "--dataset", "shop"]) == 1
-    assert "unlike columns (controls.csv from two, paper-grid.csv from one)" in capsys.readouterr().err
+    assert "unlike columns (controls.csv from two; paper-grid.csv from one)" in capsys.readouterr().err
     assert not (directory / "claims.md").exists()
 
 

@@ -107,7 +107,11 @@ def claims_of(directory, *datasets):
 
 def test_the_claims_page_says_what_was_not_run_and_judges_the_rest(table, tmp_path):
     page = reproduction.text(claims_of(tmp_path / "nothing", "flights"), ["flights"], "x", "x")
-    assert page.count("Not run yet.") == page.count("\n### ")
+    assert page.count("Not run yet: `") == page.count("\n### ")
+    assert (
+        "the benefits begin to be observed even for k = d. Not run yet: `make sweep DATASET=flights GRID=narrow`."
+        in page
+    )
     (tmp_path / "none" / "flights").mkdir(parents=True)  # as before the first sweep
     assert not any(found for claim, found in claims_of(tmp_path / "none", "flights") if claim.groups or claim.table)
     assert "| NYC flights: 327,346 rows, 11 categorical columns with 10,604 values in all | waiting for records" in page
@@ -423,7 +427,7 @@ def test_a_table_of_batch_sizes_alone_is_no_law_and_no_error(tmp_path):
     _with_settings(tmp_path / "clicks" / "batch-size.csv", [("single", "", 8, size, "", 0.7) for size in ("50", "100")])
     page = tmp_path / "claims.md"
     list(reproduction.publish(tmp_path, page, tmp_path, ["clicks"]))
-    assert "has one rate, 0.2 at batch 128, for everything: 0.0016 per row. Not run yet." in page.read_text()
+    assert "has one rate, 0.2 at batch 128, for everything: 0.0016 per row. Not run yet: `make" in page.read_text()
 
 
 def test_the_best_rate_is_told_for_rare_and_frequent_ids_too(tmp_path):
