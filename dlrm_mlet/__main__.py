@@ -231,9 +231,10 @@ def _preprocess(options: argparse.Namespace) -> None:
 
     dataset = datasets.load(options.dataset)
     out = options.out or DATA / dataset.name
-    schema = preprocess(dataset, out, options.raw, options.force, options.extend)
+    warn = functools.partial(print, f"dlrm-mlet: warning: {dataset.name}:", file=sys.stderr)
+    schema = preprocess(dataset, out, options.raw, options.force, options.extend, warn)
     for mismatch in schema.mismatches:
-        print(f"dlrm-mlet: warning: {dataset.name}: {mismatch}; this may be another file", file=sys.stderr)
+        warn(f"{mismatch}; this may be another file")
     for why in lone_labels(out, schema):
         print(f"dlrm-mlet: warning: {why}, so that it has no AUC; expected both labels", file=sys.stderr)
     rows = ", ".join(f"{split} {count:,}" for split, count in schema.rows.items())

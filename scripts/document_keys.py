@@ -14,7 +14,7 @@ from pathlib import Path
 from dlrm_mlet import config
 from dlrm_mlet.config import ModelConfig, TrainingConfig, Tuning
 from dlrm_mlet.data import datasets
-from dlrm_mlet.data.datasets import BUILT_IN, Dataset
+from dlrm_mlet.data.datasets import BUILT_IN, Dataset, MultiValued, Time
 
 WRITTEN = "Written by `make docs` from the code's own docstrings."
 
@@ -97,7 +97,11 @@ def pages() -> dict[str, str]:
     transforms = " ".join(_docstrings(Path(inspect.getsourcefile(datasets) or ""))["Transform"].split())
     names = ", ".join(f"`{name}`" for name in BUILT_IN)
     data_set = DATA_SET.format(written=WRITTEN, names=names, transforms=transforms)
-    return {"config.md": experiment, "datasets.md": f"{data_set}\n{table(Dataset)}\n"}
+    data_set += f"\n{table(Dataset)}\n"
+    for key, cls in (("multi_valued", MultiValued), ("times", Time)):
+        of_one = " ".join((inspect.getdoc(cls) or "").split())
+        data_set += f"\n## Of a column in `{key}`\n\n{of_one}\n\n{table(cls)}\n"
+    return {"config.md": experiment, "datasets.md": data_set}
 
 
 def table(cls: type) -> str:
@@ -148,7 +152,8 @@ def _default(field: dataclasses.Field[typing.Any]) -> str:
     if field.default is None:
         return "absent"
     shown = list(field.default) if isinstance(field.default, tuple) else field.default
-    return f"`{str(shown).lower() if isinstance(shown, bool) else shown}`"
+    text = str(shown).lower() if isinstance(shown, bool) else str(shown)
+    return f"`{text}`".replace("|", "\\|")
 
 
 if __name__ == "__main__":

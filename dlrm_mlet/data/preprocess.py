@@ -16,7 +16,7 @@ import numpy as np
 from dlrm_mlet.data import complete_journey, flights
 from dlrm_mlet.data import schema as schemas
 from dlrm_mlet.data.blocks import Block, RawError
-from dlrm_mlet.data.datasets import COMPLETE_JOURNEY, COMPLETE_JOURNEY_BY_TIME, FLIGHTS, Dataset
+from dlrm_mlet.data.datasets import BUILT_IN, COMPLETE_JOURNEY, COMPLETE_JOURNEY_BY_TIME, FLIGHTS, Dataset
 from dlrm_mlet.data.delimited import ahead
 from dlrm_mlet.data.raw import Parts
 from dlrm_mlet.data.rows import open_rows, with_columns
@@ -55,6 +55,8 @@ COPY_ROWS = 1 << 14
 COPY_BYTES = 4 << 20
 """Rows, or bytes where they are few, that are laid out at once."""
 LOADER_ROWS = 100_000
+MANY = 0.01
+"""The share of a column's numbers below 0 from which on it is told of."""
 OURS = ("dense.npy", "sparse.npy", "label.npy", "weight.npy", "schema.json", "vocabulary")
 """What a data set's directory may hold."""
 ALIKE = (
@@ -69,6 +71,7 @@ def preprocess(
     raw: Path | Sequence[Path] | None = None,
     force: bool = False,
     extend: Path | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Schema:
     """Write the data set's directory `out`, which appears whole or not at all, and return its schema.
 
@@ -82,7 +85,8 @@ def preprocess(
 
     Raises RawError, which names the file and line, at the first row that doesn't fit the data set, or where a split
     would be empty. Counts that differ from what is known of the whole data set are no error: the schema lists them as
-    mismatches.
+    mismatches. `report` is told of what is no error, and perhaps not meant, in a data set of one's own: numbers below 0
+    that become 0.
     """
     paths = [raw] if isinstance(raw, Path) else list(raw or [])
     if dataset.split == "files" and len(paths) != len(SPLITS):
@@ -95,6 +99,10 @@ def preprocess(
         rows = _spool(dataset, opened.blocks, opened.where, columns.all)
         if rows < 10:
             raise RawError(f"{named}: {rows} rows; expected at least 10, to split them")
+        for column in columns.dense if dataset.name not in BUILT_IN else ():
+            if column.below > MANY * rows:
+                report(f"{column.name}: {column.below:,} of {rows:,} numbers are below 0, which log1p takes as 0; see "
+                       f"[transform] {column.name} = \"identity\"")  # fmt: skip
         if not force:
             _refuse_others(out, dataset.name, opened.source)
         of_row, split_rows = deal(dataset, rows, columns.splitting, opened.heights)

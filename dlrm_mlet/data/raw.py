@@ -32,7 +32,8 @@ def open_raw(
         # as Spark and Hive write them: what begins with a dot or an underscore is no part
         files = sorted(file for file in path.iterdir() if file.name[0] not in "._")
         if not files or any(file.is_dir() for file in files):
-            raise RawError(f"{path}: expected a directory of files, and of nothing else")
+            what = "is empty" if not files else "has directories"
+            raise RawError(f"{path}: {what}; expected a directory of files, and of nothing else")
         return Parts(path, [open_raw(file, columns, numbers, hexadecimal, format, lists) for file in files])
     if not path.is_file():
         raise RawError(f"{path}: no such file; expected a raw file to read")

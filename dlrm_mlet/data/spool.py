@@ -20,6 +20,8 @@ from dlrm_mlet.data.vocabulary import (
     hexadecimal,
     integers,
     numbers,
+    plain,
+    transformed,
     vocabulary_file,
 )
 from dlrm_mlet.extras import needs
@@ -121,10 +123,15 @@ class Numbers(SpooledColumn):
     def __init__(self, name: str, directory: Path, transform: str):
         super().__init__(name, directory)
         self.transform = transform
+        self.below = 0
+        """Numbers below 0 so far, which log1p takes as 0."""
 
     def convert(self, values: pl.Series, refuse: Refuse) -> np.ndarray:
         """See SpooledColumn."""
-        return numbers(values, self.transform, refuse)
+        x = plain(values, refuse)
+        if self.transform == "log1p":
+            self.below += int(np.count_nonzero(x < 0))
+        return transformed(x, self.transform)
 
 
 class Weights(SpooledColumn):

@@ -23,13 +23,22 @@ LONGEST_NAME = 150
 
 def numbers(values: pl.Series, transform: str, refuse: Refuse) -> np.ndarray:
     """(rows,) raw values -> (rows,) numbers, transformed (see datasets.Transform); a missing one is 0 before that."""
+    return transformed(plain(values, refuse), transform)
+
+
+def plain(values: pl.Series, refuse: Refuse) -> np.ndarray:
+    """(rows,) raw values -> (rows,) numbers, a missing one 0."""
     found = values
     if values.dtype == pl.String:
         text = values.str.strip_chars().replace("", None)
         found = text.cast(pl.Float64, strict=False)
         refuse(text.is_not_null() & found.is_null(), "a number")
     refuse(~(found.abs() <= LARGEST).fill_null(True), "a number that float32 has")
-    x = found.fill_null(0.0).to_numpy()
+    return found.fill_null(0.0).to_numpy()
+
+
+def transformed(x: np.ndarray, transform: str) -> np.ndarray:
+    """(rows,) numbers -> the same, transformed: see datasets.Transform."""
     match transform:
         case "identity":
             return x

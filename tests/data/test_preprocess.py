@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from dlrm_mlet.__main__ import main
 from dlrm_mlet.data import delimited
 from dlrm_mlet.data.blocks import RawError
 from dlrm_mlet.data.columns import load
@@ -200,6 +201,29 @@ def test_labels_of_two_kinds_are_0_and_1(tmp_path, zero, one, keys):
 def test_other_labels_are_refused_with_what_was_found(tmp_path, values, keys, message):
     with pytest.raises(RawError, match=message):
         small(tmp_path, {"y": (values * 6)[:12], "a": ["x"] * 12}, **keys)
+
+
+def test_numbers_below_0_that_become_0_are_told_of(tmp_path, capsys):
+    """Once half a column was 0 without a word."""
+    (tmp_path / "shop.toml").write_text(
+        'name = "shop"\nlabel = "y"\ndense = ["balance", "depth"]\ncategorical = ["a"]\nsplit = "ordered"\n'
+        '[transform]\ndepth = "identity"\n'
+    )
+    (tmp_path / "t.csv").write_text("y,a,balance,depth\n" + "0,x,-5,-1\n1,x,7,-1\n" * 50)
+    call = [
+        "preprocess",
+        str(tmp_path / "shop.toml"),
+        "--raw",
+        str(tmp_path / "t.csv"),
+        "--out",
+        str(tmp_path / "shop"),
+    ]
+    assert main(call) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "below 0" in line]
+    assert said == [
+        "dlrm-mlet: warning: shop: balance: 50 of 100 numbers are below 0, which log1p takes as 0; see [transform] "
+        'balance = "identity"'
+    ]
 
 
 def test_whole_numbers_are_one_value_however_they_are_written_and_text_stays_text(tmp_path):

@@ -222,7 +222,7 @@ def test_a_directory_of_parts_is_one_file(tmp_path, kind):
     assert reader.where(3) == reader.readers[1].where(1)
     assert set(reader.description) == {"name", "bytes", "sha256"}
     (parts / "day=1").mkdir()
-    with pytest.raises(RawError, match="expected a directory of files, and of nothing else"):
+    with pytest.raises(RawError, match="has directories; expected a directory of files, and of nothing else"):
         open_raw(parts, ("a", "b"))
 
 
