@@ -373,7 +373,12 @@ def _status(options: argparse.Namespace) -> None:
     experiment = config.load(options.config)
     out = options.out or ROOT / experiment.dataset / experiment.path.stem
     described = (options.data or DATA / experiment.dataset) / "schema.json"
-    columns = schema.load(described).fingerprint if described.exists() else None  # elsewhere perhaps: any will do
+    try:
+        columns = schema.load(described).fingerprint
+    except schema.ColumnsError:
+        if options.data:
+            raise
+        columns = None  # they may lie elsewhere: runs of any will do
     print(text(status(experiment, out, columns), out))
 
 

@@ -404,7 +404,7 @@ def rows(model: str, runs: Iterable[tuple[Point, Done]], controls: bool) -> list
         }
         if controls:
             measured |= {"train_log_loss": done.train_log_loss or "", "effective_rank": done.effective_rank or ""}
-        where = {name: getattr(done, name) or "" for name in ("device", "torch", "commit")}
+        where = {"device": done.device or "unknown", "torch": done.torch or "unknown", "commit": done.commit or ""}
         found.append({**of_point, **measured, **sizes, **where, "experiment": f"{model}-{done.columns}"})
     return found
 

@@ -7,7 +7,7 @@ import statistics
 from itertools import pairwise
 
 from dlrm_mlet.reporting import fights, figures, results, widths
-from dlrm_mlet.reporting.curves import labels, make_curves, paired_gains
+from dlrm_mlet.reporting.curves import labels, make_curves
 from dlrm_mlet.reporting.judging import (
     AUC,
     GRID,
@@ -22,6 +22,7 @@ from dlrm_mlet.reporting.judging import (
     Tables,
     levels,
     paired,
+    paired_gains,
 )
 from dlrm_mlet.tables.spectrum import count_above
 

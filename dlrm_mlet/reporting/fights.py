@@ -8,8 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from dlrm_mlet.reporting import forest, trained
-from dlrm_mlet.reporting.curves import Curve, gains_by_seed, make_curves, paired_gains
-from dlrm_mlet.reporting.judging import TEST_AUC, TEST_LOSS, TUNED, Gains, Point, Tables, jointly, levels, paired
+from dlrm_mlet.reporting.curves import Curve, make_curves
+from dlrm_mlet.reporting.judging import (
+    TEST_AUC,
+    TEST_LOSS,
+    TUNED,
+    Gains,
+    Point,
+    Tables,
+    UnlikeRunsError,
+    check_alike,
+    gains_by_seed,
+    jointly,
+    levels,
+    paired,
+    paired_gains,
+)
 
 NAMES = {  # of the experiment: what it is of, in words
     "fair-fight-sgd": "DLRM, plain SGD, batch 128",
@@ -141,7 +155,7 @@ def draw(tables: Tables, path: Path) -> None:
     """MLET's gain of test AUC, a row a fight and a panel a d, with the interval that it has in its own section."""
     found: dict[str, list[Point]] = {}
     for name in NAMES:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, UnlikeRunsError):
             text = name_of(tables, name)
             joint = jointly({(TUNED, *key): values for key, values in gains(tables, name).items()})
             for (_, d, measure), gain in joint.items():
@@ -171,7 +185,8 @@ def controls_over_single(tables: Tables) -> Gains:
     kinds = make_curves(tables.rows(CONTROLS))
     single, mlet = tables.curve(CONTROLLED, "single"), tables.mlet(CONTROLLED)
     widths = {d for kind in kinds for d in kind.points}
-    first = replace(mlet, points={d: runs for d, runs in mlet.points.items() if d in widths})
+    first = replace(mlet, label=f"the fight's {mlet.label}",
+                    points={d: runs for d, runs in mlet.points.items() if d in widths})  # fmt: skip
     found: dict[tuple[str, str], list[float]] = {}
     for curve in (first, *kinds):
         found |= paired(curve, single, TEST_AUC, f"{curve.label}, ")
@@ -188,11 +203,16 @@ def mlet_over_controls(tables: Tables) -> Gains:
 
 
 def _of_each(tables: Tables, names: Iterable[str]) -> list[tuple[Curve, Curve, str]]:
-    """MLET and the single layer of each that was run. Raises FileNotFoundError where none was."""
+    """MLET and the single layer of each that was run, and for as many steps: its own section says where not.
+
+    Raises FileNotFoundError where there is none.
+    """
     found = []
     for name in names:
-        with contextlib.suppress(FileNotFoundError):
-            found.append((tables.mlet(name), tables.curve(name, "single"), name_of(tables, name)))
+        with contextlib.suppress(FileNotFoundError, UnlikeRunsError):
+            mlet, single = tables.mlet(name), tables.curve(name, "single")
+            check_alike(*([row for runs in side.points.values() for row in runs] for side in (mlet, single)))
+            found.append((mlet, single, name_of(tables, name)))
     if not found:
         raise FileNotFoundError("no fair fight")
     return found

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dlrm_mlet.extras import needs
-from dlrm_mlet.reporting import results
-from dlrm_mlet.reporting.curves import CONFIDENCE, NO_SPREAD, Curve, Difference, difference, make_curves, paired_gains
+from dlrm_mlet.reporting import curves, results
+from dlrm_mlet.reporting.curves import CONFIDENCE, NO_SPREAD, Curve, Difference, difference, make_curves, model_name
 from dlrm_mlet.reporting.results import ResultsError, Row
 
 with needs("reporting"):
@@ -119,18 +119,30 @@ class Tables:
         return self.curve(experiment, arm, "64" if "64" in ks else ks[-1])
 
 
-def paired(better: Curve, base: Curve, measure: str = AUC, prefix: str = "") -> dict[tuple[str, str], list[float]]:
-    """The gains of the first curve over the second at each d that both have.
+def check_alike(better: Sequence[Row], base: Sequence[Row]) -> None:
+    """Raises UnlikeRunsError where the runs have other numbers of steps."""
+    taken = [{row.steps for row in side if row.steps} for side in (better, base)]
+    if all(taken) and taken[0] != taken[1]:
+        said = (f"{model_name(side[0].arm, side[0].inner_dim)} d={side[0].embedding_dim} has runs of "
+                f"{' and '.join(map(str, sorted(its)))} steps"
+                for side, its in zip((better, base), taken, strict=True))  # fmt: skip
+        raise UnlikeRunsError(f"{', '.join(said)}; expected as many: the same epochs and batch size")
 
-    Raises UnlikeRunsError where their runs have other numbers of steps.
-    """
+
+def gains_by_seed(better: Sequence[Row], base: Sequence[Row], measure: str) -> dict[int, float]:
+    """As curves.gains_by_seed. Raises UnlikeRunsError as check_alike."""
+    check_alike(better, base)
+    return curves.gains_by_seed(better, base, measure)
+
+
+def paired_gains(better: Sequence[Row], base: Sequence[Row], measure: str) -> list[float]:
+    """As curves.paired_gains. Raises UnlikeRunsError as check_alike."""
+    return list(gains_by_seed(better, base, measure).values())
+
+
+def paired(better: Curve, base: Curve, measure: str = AUC, prefix: str = "") -> dict[tuple[str, str], list[float]]:
+    """The gains of the first curve over the second at each d that both have. Raises UnlikeRunsError as check_alike."""
     common = [d for d in better.points if d in base.points]
-    for d in common:
-        taken = [{row.steps for row in side.points[d] if row.steps} for side in (better, base)]
-        if all(taken) and taken[0] != taken[1]:
-            ends = (f"{label} has runs of {' and '.join(map(str, sorted(its)))} steps"
-                    for label, its in zip((better.label, base.label), taken, strict=True))  # fmt: skip
-            raise UnlikeRunsError(f"at d={d} {', '.join(ends)}; expected as many: the same epochs in all experiments")
     found = {d: paired_gains(better.points[d], base.points[d], measure) for d in common}
     return {(f"{prefix}d={d}", measure): gains for d, gains in found.items() if gains}
 
@@ -155,8 +167,6 @@ def points(claim: Claim, tables: Tables) -> list[Point]:
             found |= {(name, *key): values for key, values in group.gains(tables).items() if values}
         except FileNotFoundError:
             continue
-        except UnlikeRunsError as error:
-            raise ResultsError(f"{tables.directory}: {', '.join(group.experiments)}: {error}") from None
     joint = jointly(found, claim.is_equality)
     return [Point(*key, gain, claim.groups[key[0]].experiments) for key, gain in joint.items()]
 

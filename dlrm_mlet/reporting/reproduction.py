@@ -150,6 +150,8 @@ def _reads(claim: Claim) -> list[str]:
 
 
 def _why(error: Exception, claim: Claim, tables: Tables) -> str:
+    if isinstance(error, judging.UnlikeRunsError):
+        return f"{tables.directory}: {', '.join(_reads(claim))}: {error}"
     if isinstance(error, ResultsError):
         return str(error)
     return f"{tables.directory}: {', '.join(_reads(claim))}: {error!r}; expected tables as a sweep writes them"

@@ -282,14 +282,14 @@ def as_row(row: dict[str, str]) -> Row:
         seconds=float(row["seconds"]),
         provenance={key: row[key] for key in ("device", "torch", "commit")},
         data=row.get("experiment", "").rpartition("-")[2],
-        steps=int(row["steps"]) if row.get("steps") else None,
+        steps=int(float(row["steps"])) if row.get("steps") else None,
         trained=_trained(row.get("trained", "")),
     )
 
 
 def _trained(text: str) -> dict[str, str]:
     found = dict(pair.split("=") for pair in text.split())
-    if found and found.keys() != set(TRAINED):
+    if not found.keys() <= set(TRAINED):
         raise ValueError(f"trained {text!r}")
     return found
 

@@ -25,12 +25,13 @@ NAMED: Mapping[str, Mapping[str, str]] = {
 
 def otherwise(experiment: str, rows: Sequence[Row]) -> str:
     """In what the runs differ from what the experiment's name says; empty where in nothing that the table tells."""
-    found: dict[str, set[str]] = {}
-    for row in rows:
-        for key, its in NAMED.get(experiment, {}).items():
-            if row.trained and row.trained[key] != its:
-                found.setdefault(key, set()).add(row.trained[key])
-    return ", ".join(f"{key.replace('_', ' ')} {' and '.join(sorted(its))}" for key, its in found.items())
+    said = []
+    for key, its in NAMED.get(experiment, {}).items():
+        others = [row.trained[key] for row in rows if row.trained.get(key, its) != its]
+        if others:
+            part = "" if len(others) == len(rows) else f" ({len(others)} of {len(rows)} runs)"
+            said.append(f"{key.replace('_', ' ')} {' and '.join(sorted({*others}))}{part}")
+    return ", ".join(said)
 
 
 def steps(rows: Sequence[Row]) -> str:

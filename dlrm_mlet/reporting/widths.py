@@ -5,17 +5,18 @@ from collections.abc import Iterator
 
 from dlrm_mlet.reporting import fights
 from dlrm_mlet.reporting.curves import Curve, shrink_factors
-from dlrm_mlet.reporting.judging import AUC, GRID, PAPER, TEST_AUC, TUNED, Tables
+from dlrm_mlet.reporting.judging import AUC, GRID, PAPER, TEST_AUC, TUNED, Tables, UnlikeRunsError, check_alike
 
 
 def _factors(tables: Tables) -> Iterator[tuple[str, Curve, dict[int, tuple[int, float] | None]]]:
     """Way of training, a curve (MLET's of each k, then the single layer's), and by the single layer's d its factor."""
     for experiment in (GRID, *fights.NAMES):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, UnlikeRunsError):  # the latter is said in its own section
             text = f"{PAPER}, SGD" if experiment == GRID else fights.name_of(tables, experiment)
             single = tables.curve(experiment, "single")
             ks = tables.inner_dims(experiment) if experiment == GRID else [tables.mlet(experiment).inner_dim]
             for curve in (*(tables.curve(experiment, "mlet", k) for k in ks), single):
+                check_alike(*([row for runs in side.points.values() for row in runs] for side in (curve, single)))
                 found = shrink_factors(curve, single, AUC if experiment == GRID else TEST_AUC)
                 yield text, curve, {wide: its for wide, its in found.items() if wide >= 8}
 

@@ -566,13 +566,15 @@ def test_a_fight_that_is_another_one_goes_by_what_it_is(directory, capsys):
     runs = [(arm, d, seed, 0.7 + seed / 99) for arm in ("single", "mlet") for d in (4, 8) for seed in range(3)]
     say_trained(write(directory / "fair-fight-adam-512.csv", runs), optimizer="adagrad", batch_size=64)
     say_trained(write(directory / "fair-fight-adam.csv", runs), optimizer="adam", learning_rate=0.01)
-    say_trained(write(directory / "paper-grid.csv", runs), learning_rate=0.05, epochs=10)
+    grid = write(directory / "paper-grid.csv", runs)
+    say_trained(grid, learning_rate=0.05, epochs=10)
+    grid.write_text(grid.read_text().replace("rate=0.05", "rate=0.2", 4))
     assert main(["report", str(directory.parent), "--dataset", "shop"]) == 0
     capsys.readouterr()
     page = (directory / "claims.md").read_text()
     what = "optimizer adagrad, batch size 64"
     assert page.count(f"**shop/fair-fight-adam-512 isn't what its name says: {what}.**") > 1
-    assert "**shop/paper-grid isn't what its name says: learning rate 0.05.**" in page
+    assert "**shop/paper-grid isn't what its name says: learning rate 0.05 (8 of 12 runs).**" in page
     assert "shop/fair-fight-adam isn't" not in page
     assert f"| DLRM, {what} (fair-fight-adam-512), d=4 over 8 |" in page
     assert "DLRM, Adam, batch 512, d=4 over 8" not in page
@@ -596,10 +598,38 @@ def test_runs_of_other_lengths_are_not_compared(directory):
     (directory / "batch-size.csv").write_text("\n".join([head, *lines]) + "\n")
     assert judging.points(claim("rule"), Tables(directory))
     (directory / "batch-size.csv").write_text("\n".join([head, *lines]).replace(f",{TAIL}", f",90{TAIL[1:]}") + "\n")
-    with pytest.raises(ResultsError, match=r"shop: batch-size, paper-grid: at d=8 .*of 90 steps, .*of 9 steps; "):
-        judging.points(claim("rule"), Tables(directory))
+    found = reproduction.judge(claim("rule"), directory.parent, ["shop"])["shop"]
+    assert found.refused
+    assert found.said.endswith(
+        "results/shop: batch-size, paper-grid: single 128 d=8 has runs of 90 steps, MLET k=16 d=8 has runs of 9 steps; "
+        "expected as many: the same epochs and batch size"
+    )
     sides = (f"{directory / 'paper-grid.csv'}:mlet", f"{directory / 'batch-size.csv'}:single-128")
     assert "Not alike: runs of 9 and of 90 steps" in compare(*sides)
+
+
+def test_a_fight_of_unlike_lengths_is_in_no_mean(directory, monkeypatch):
+    """Once refused in its own section, and taken in by all fights together, widths and the picture."""
+    runs = [(arm, d, seed, 0.7 + d * seed / 999) for arm in ("single", "mlet") for d in (4, 8) for seed in range(3)]
+    write(directory / "fair-fight-sgd.csv", runs)
+    before = {name: judging.points(claim(name), Tables(directory)) for name in ("all-fights", "half-as-wide")}
+    unlike = write(directory / "fair-fight-adam.csv", [(arm, d, seed, auc + 0.1 * (arm == "mlet"))
+                                                      for arm, d, seed, auc in runs])  # fmt: skip
+    changed = [line.replace(",9,", ",90,", 1) if line.startswith("mlet") else line
+               for line in unlike.read_text().splitlines()]  # fmt: skip
+    unlike.write_text("\n".join(changed) + "\n")
+    rows = {row.arm: row.steps for row in results.read(unlike)}
+    assert rows == {"single": 9, "mlet": 90}
+    for name, points in before.items():
+        assert [point[:4] for point in judging.points(claim(name), Tables(directory))] == [
+            point[:4] for point in points
+        ]
+    shown = []
+    monkeypatch.setattr(forest, "side_by_side", lambda found, *_: shown.append(found))
+    fights.draw(Tables(directory), directory / "x")
+    assert {point.name for points in shown[0].values() for point in points} == {"DLRM, plain SGD, batch 128"}
+    assert {row[0] for row in claim("smaller").table(Tables(directory))[1:]} == {"DLRM, plain SGD, batch 128"}
+    assert reproduction.judge(claim("fair-fight-adam"), directory.parent, ["shop"])["shop"].refused
 
 
 def test_kinds_of_mlet_are_compared_with_both_sides_of_their_fight(directory):
@@ -612,7 +642,7 @@ def test_kinds_of_mlet_are_compared_with_both_sides_of_their_fight(directory):
     frozen.write_text(frozen.read_text().replace("mlet-frozen,,", "mlet-frozen,16,"))
     points = judging.points(claim("dlrm-controls"), Tables(directory))
     assert [(point.group, point.name, point.gain.n, round(point.gain.mean, 6)) for point in points] == [
-        (TUNED, "MLET k=16, d=4", 3, 0.003),
+        (TUNED, "the fight's MLET k=16, d=4", 3, 0.003),
         (TUNED, "mlet frozen k=16, d=4", 2, 0.002),
         (f"{TUNED}, MLET over them", "mlet frozen k=16, d=4", 2, 0.001),
     ]
