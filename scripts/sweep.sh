@@ -29,7 +29,7 @@ if [ ! -e "$config" ]; then
     mkdir -p "configs/$dataset"
     sed -e '1i # Copied from '"$of_flights"', with another data set.' -e "s|^dataset = .*|dataset = \"$dataset\"|" \
         -e "/^#/s|configs/flights/|configs/$dataset/|; /^#/s|DATASET=flights|DATASET=$dataset|" \
-        -e "/^#/s| on NYC flights||" "$of_flights" > "$config.partial"
+        -e "/^#/s| on NYC flights||; /^#/s|\(make [a-z]*\)  *(or|\1 DATASET=$dataset (or|" "$of_flights" > "$config.partial"
     mv "$config.partial" "$config"
     echo "$config: copied from $of_flights"
 fi

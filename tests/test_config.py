@@ -192,6 +192,9 @@ def test_a_data_set_takes_the_experiments_of_the_flights_that_it_has_none_of(tmp
     mine.write_text(mine.read_text() + "# mine\n")
     assert sweep("shop", "batch-size", "--jobs", "1") == "sweep configs/shop/batch-size.toml --jobs 1\n"
     assert mine.read_text().endswith("# mine\n")
+    sweep("shop", "paper-grid")
+    text = (tmp_path / "configs/shop/paper-grid.toml").read_text()
+    assert "make sweep DATASET=shop (or: dlrm-mlet sweep configs/shop/paper-grid.toml)" in text
     (tmp_path / "data/avazu").mkdir()
     (tmp_path / "data/avazu/schema.json").touch()
     assert sweep("avazu", "fair-fight-adam").splitlines()[-1] == "sweep configs/avazu/fair-fight-adam.toml"
