@@ -243,8 +243,9 @@ def test_runs_of_other_columns_are_refused_and_so_is_a_damaged_line(script, work
         script.Work(clicks, "deepfm", tmp_path)
 
 
-def test_runs_on_other_columns_do_not_join_a_table(script, shop, capsys):
+def test_runs_on_other_columns_do_not_join_a_table(script, shop, capsys, monkeypatch):
     """Once they were paired by seed with what was there, without a word."""
+    monkeypatch.setattr(script.Work, "best", lambda *_: RATES)
     script.main(ONE)
     schema = json.loads((shop / "schema.json").read_text())
     schema["source"] |= {"sha256": "0" * 64}
