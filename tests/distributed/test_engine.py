@@ -79,7 +79,8 @@ def assert_same(out: Path, plain: Path, tolerance: float = TOLERANCE) -> None:
     assert [point["step"] for point in one.curve] == [point["step"] for point in other.curve]
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("processes", [2, 4])
 def test_any_number_of_processes_trains_what_the_plain_engine_does(
     processes, clicks_directory, clicks, small_mlet, tmp_path
 ):
