@@ -21,7 +21,7 @@ def compare(better: str, base: str) -> str:
     sets = {side: _dataset(side) for side in (better, base)}
     if len(set(sets.values()) - {None}) > 1:
         raise ResultsError(f"{better}, {base}: of {sets[better]} and {sets[base]}; expected one data set")
-    data = {row.data for curve in (first, second) for rows in curve.points.values() for row in rows if row.data}
+    data = {row.data for curve in (first, second) for row in curve.runs if row.data}
     if len(data) > 1:
         raise ResultsError(f"{better}, {base}: made from columns {' and '.join(sorted(data))}; expected the same ones")
     lost = [f"{sum(curve.diverged.values())} of {side} diverged" for side, curve in ((better, first), (base, second))
@@ -46,7 +46,7 @@ def compare(better: str, base: str) -> str:
             f"| {d.removeprefix('d=')} | {measure.replace('_', ' ')} | {gain.mean:+.4f} | {gain.spread} "
             f"| {gain.interval} | {gain.n} |"
         )
-    taken = [steps([row for rows in curve.points.values() for row in rows]) for curve in (first, second)]
+    taken = [steps(curve.runs) for curve in (first, second)]
     if all(taken) and taken[0] != taken[1]:
         lines += ["", f"Not alike: runs of {taken[0]} and of {taken[1]} steps"]
     return "\n".join([*lines, "", f"Not paired: {', '.join(lost)}"] if lost else lines)

@@ -37,6 +37,11 @@ class Curve:
         """What its runs share: see OfRun."""
         return (self.arm, self.inner_dim, *self.settings.values())
 
+    @property
+    def runs(self) -> list[Row]:
+        """Those that finished, at every d."""
+        return [row for runs in self.points.values() for row in runs]
+
     def values(self, d: int, measure: str) -> list[float]:
         """A measure at d, a value a seed; empty where it was not taken, as on test where `read_test` is false."""
         return [row.measures[measure] for row in self.points[d] if measure in row.measures]

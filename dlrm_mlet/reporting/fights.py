@@ -211,7 +211,7 @@ def _of_each(tables: Tables, names: Iterable[str]) -> list[tuple[Curve, Curve, s
     for name in names:
         with contextlib.suppress(FileNotFoundError, UnlikeRunsError):
             mlet, single = tables.mlet(name), tables.curve(name, "single")
-            check_alike(*([row for runs in side.points.values() for row in runs] for side in (mlet, single)))
+            check_alike(mlet.runs, single.runs)
             found.append((mlet, single, name_of(tables, name)))
     if not found:
         raise FileNotFoundError("no fair fight")

@@ -16,7 +16,7 @@ def _factors(tables: Tables) -> Iterator[tuple[str, Curve, dict[int, tuple[int, 
             single = tables.curve(experiment, "single")
             ks = tables.inner_dims(experiment) if experiment == GRID else [tables.mlet(experiment).inner_dim]
             for curve in (*(tables.curve(experiment, "mlet", k) for k in ks), single):
-                check_alike(*([row for runs in side.points.values() for row in runs] for side in (curve, single)))
+                check_alike(curve.runs, single.runs)
                 found = shrink_factors(curve, single, AUC if experiment == GRID else TEST_AUC)
                 yield text, curve, {wide: its for wide, its in found.items() if wide >= 8}
 
