@@ -6,12 +6,10 @@ dataset=$1
 shift
 if [ $# -eq 0 ]; then
     case $dataset in
-        complete-journey) set -- paper-grid controls fair-fight-sgd fair-fight-adam-512 mechanism depth narrow ;;
         complete-journey-by-time) set -- paper-grid fair-fight-adam-512 ;;
-        criteo-kaggle) set -- paper-grid controls fair-fight-sgd fair-fight-adagrad mechanism depth narrow rivals rivals-tuned ;;
-        avazu) set -- paper-grid controls fair-fight-sgd fair-fight-adagrad mechanism depth narrow rivals rivals-tuned ;;
+        criteo-kaggle | avazu) set -- paper-grid controls fair-fight-sgd fair-fight-adagrad mechanism depth narrow rivals rivals-tuned ;;
         avazu-as-published) set -- paper-grid ;;
-        *) set -- paper-grid controls fair-fight-sgd fair-fight-adam-512 mechanism depth narrow rivals-tuned ;;
+        *) set -- paper-grid controls fair-fight-sgd fair-fight-adam-512 mechanism depth narrow ;;
     esac
 fi
 for experiment in "$@"; do
