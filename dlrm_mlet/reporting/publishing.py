@@ -37,11 +37,15 @@ def store(out: Path, tables: Mapping[str, Table], publish: bool = False) -> tupl
         published = _path(out, "")
         same = _equal(_read(published), runs)
         told = f"{same} of {len(runs)} runs equal the published ones"
-        companions = [ending for ending in tables if ending and not _holds(_path(out, ending), tables[ending])]
-        if same == len(runs) and not companions:
+        beside = {_path(out, ending): rows for ending, rows in tables.items() if ending}
+        unlike = [path.name for path, rows in beside.items() if not _holds(path, rows)]
+        if same == len(runs) and not unlike:
             return None, f"{told}: {published}"
         place = out / out.name
-        told += f" in {published}, which stays as it is; CONTRIBUTING.md says how results are published"
+        told += f" in {published}, which stays as it is"
+        if unlike:
+            told += f"; of {' and '.join(unlike)} not all rows do"
+        told += "; CONTRIBUTING.md says how results are published"
     for ending, rows in tables.items():
         path = _path(place, ending)
         old = _others(path, _read(path), rows)

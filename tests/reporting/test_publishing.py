@@ -116,7 +116,8 @@ def test_trials_differ_by_what_was_tried(out):
 def test_what_else_was_measured_is_kept_where_it_is_not_published(out, published):
     spectra = [{"arm": "mlet", "inner_dim": "8", "embedding_dim": "4", "seed": "0", "step": "0", "values": "1 2"}]
     table, told = publishing.store(out, {"": rows((8, 0)), "-spectra": spectra})
-    assert told.startswith("1 of 1 runs equal the published ones")
+    assert told.startswith(f"1 of 1 runs equal the published ones in {published}, which stays as it is")
+    assert "; of grid-spectra.csv not all rows do" in told
     assert table == out / "grid.csv"
     assert publishing._read(out / "grid-spectra.csv") == spectra
 
