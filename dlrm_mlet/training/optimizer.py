@@ -28,6 +28,8 @@ class Optimizer:
         """Steps made before, where they matter; on the device, so that a graph that is replayed counts on by itself."""
         self.memory = self.empty()
         """What it keeps from step to step: of each parameter, once or twice, as many numbers or one a row."""
+        self.whole: dict[nn.Parameter, Tensor] = {}
+        """Of a table all of whose rows move, the memory of its gradient: zeros between steps."""
 
     def empty(self) -> list[Tensor | None]:
         """What it keeps before the first step."""
@@ -158,6 +160,7 @@ class Adam(Optimizer):
         self.taken += 1
         number = self.taken.float()
         dense: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        touched: list[tuple[Tensor, Tensor]] = []
         count = len(self.parameters)
         for parameter, mean, square in zip(self.parameters, self.memory[:count], self.memory[count:], strict=True):
             gradient, parameter.grad = parameter.grad, None
@@ -169,6 +172,7 @@ class Adam(Optimizer):
                 dense.append((parameter, gradient.contiguous(), mean, square))
             elif (whole := self.of_rows(parameter, gradient, mean, square, rate, number)) is not None:
                 dense.append((parameter, whole, mean, square))
+                touched.append((whole, gradient._indices()[0]))
         if dense:
             lists = [list(each) for each in zip(*dense, strict=True)]
             torch._fused_adam_(  # type: ignore[call-overload]
@@ -176,13 +180,23 @@ class Adam(Optimizer):
                 beta1=self.BETAS[0], beta2=self.BETAS[1], weight_decay=0.0, eps=self.EPSILON, amsgrad=False,
                 maximize=False,
             )  # fmt: skip
+        for whole, rows in touched:
+            whole.index_fill_(0, rows, 0)
 
     def of_rows(
-        self, parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, rate: float | Tensor, number: Tensor
+        self,
+        parameter: nn.Parameter,
+        gradient: Tensor,
+        mean: Tensor,
+        square: Tensor,
+        rate: float | Tensor,
+        number: Tensor,
     ) -> Tensor | None:
         """A table's sparse gradient -> that of the whole table; None where its rows have made their step."""
         rows, values = gradient._indices()[0], gradient._values()
-        whole = torch.zeros_like(parameter)
+        if parameter not in self.whole:
+            self.whole[parameter] = torch.zeros_like(parameter, requires_grad=False)
+        whole = self.whole[parameter]
         if whole.is_cpu:
             return whole.scatter_add_(0, rows.unsqueeze(1).expand_as(values), values)
         return whole.index_add_(0, rows, values)
@@ -192,7 +206,13 @@ class LazyAdam(Adam):
     """Adam that moves the rows of a table that a batch touches, and no others, as torch.optim.SparseAdam."""
 
     def of_rows(
-        self, parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, rate: float | Tensor, number: Tensor
+        self,
+        parameter: nn.Parameter,
+        gradient: Tensor,
+        mean: Tensor,
+        square: Tensor,
+        rate: float | Tensor,
+        number: Tensor,
     ) -> Tensor | None:
         """The step of the rows with a gradient."""
         rows, values, distinct = _by_row(gradient)
