@@ -80,6 +80,10 @@ def test_the_memory_of_groups_of_the_first_version(tmp_path):
     assert list(device._of_groups(tmp_path / "none", tmp_path / "fs")) == []
 
 
+def test_a_processor_is_told_from_one_of_its_name_by_its_vectors():
+    assert f"({torch.backends.cpu.get_cpu_capability()}), " in device.describe(device.CPU)
+
+
 def test_where_the_system_says_nothing_there_is_no_bound(monkeypatch):
     """As on Windows, which has neither os.sysconf nor /proc, resource or affinity."""
     monkeypatch.delattr("os.sysconf")
