@@ -355,14 +355,14 @@ def _print_plan(
     options: argparse.Namespace, count: int | None, memory: str | None = None, engine: str = "plain"
 ) -> None:
     from dlrm_mlet import config
-    from dlrm_mlet.sweeping import planning
+    from dlrm_mlet.sweeping import plan_text, planning
 
     experiment = config.load(options.config)
     out = options.out or ROOT / experiment.dataset / experiment.path.stem
     devices = planning.devices_for(count, memory, options.launcher)
     plan = planning.plan_of(experiment, options.data or DATA / experiment.dataset, out, devices, engine)
-    print(planning.text(plan))
-    planning.check(plan)
+    print(plan_text.text(plan))
+    plan_text.check(plan)
 
 
 def _status(options: argparse.Namespace) -> None:

@@ -21,7 +21,8 @@ from dlrm_mlet.sweeping import durations, planning, worker
 from dlrm_mlet.sweeping import sweep as sweeps
 from dlrm_mlet.sweeping.durations import DurationError
 from dlrm_mlet.sweeping.keeping import leave
-from dlrm_mlet.sweeping.planning import Devices, PlanError, check, devices_for, plan_of, text
+from dlrm_mlet.sweeping.plan_text import check, text
+from dlrm_mlet.sweeping.planning import Devices, PlanError, devices_for, plan_of
 from dlrm_mlet.sweeping.sweep import sweep
 from dlrm_mlet.sweeping.tuning import tune
 from dlrm_mlet.toml import ConfigError
