@@ -154,6 +154,7 @@ def _d(name: str) -> float:
 def draw(tables: Tables, path: Path) -> None:
     """MLET's gain of test AUC, a row a fight and a panel a d, with the interval that it has in its own section."""
     found: dict[str, list[Point]] = {}
+    rows: dict[str, None] = {}  # in their order, which isn't a panel's: not every fight has every d
     for name in NAMES:
         with contextlib.suppress(FileNotFoundError, UnlikeRunsError):
             text = name_of(tables, name)
@@ -162,8 +163,9 @@ def draw(tables: Tables, path: Path) -> None:
                 if measure == TEST_AUC:
                     side = SIDES[0 if gain.low > 0 else 1 if gain.high < 0 else 2]
                     found.setdefault(d, []).append(Point(side, text, measure, gain, (name,)))
+                    rows[text] = None
     title = f"{tables.directory.name}: MLET over the single layer of the same d, each with its own best rates"
-    forest.side_by_side({d: found[d] for d in sorted(found, key=_d)}, SIDES, title, path)
+    forest.side_by_side({d: found[d] for d in sorted(found, key=_d)}, list(rows), SIDES, title, path)
 
 
 def half_as_wide(tables: Tables) -> Gains:

@@ -70,12 +70,13 @@ def differences(
             )
 
 
-def side_by_side(found: Mapping[str, Sequence[Point]], groups: Sequence[str], title: str, path: Path) -> None:
-    """Differences that have a name in several panels: its row goes through them all, on one range.
+def side_by_side(
+    found: Mapping[str, Sequence[Point]], names: Sequence[str], groups: Sequence[str], title: str, path: Path
+) -> None:
+    """Differences that have one of the names in several panels: its row goes through them all, on one range.
 
     The last of the groups is drawn in grey.
     """
-    names = list(dict.fromkeys(point.name for points in found.values() for point in points))
     everything = [point for points in found.values() for point in points]
     height = 1.2 + 0.24 * len(names)
     looks = {group: drawing.look(i) for i, group in enumerate(groups)}

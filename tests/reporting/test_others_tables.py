@@ -632,6 +632,19 @@ def test_a_fight_of_unlike_lengths_is_in_no_mean(directory, monkeypatch):
     assert reproduction.judge(claim("fair-fight-adam"), directory.parent, ["shop"])["shop"].refused
 
 
+def test_a_fight_keeps_its_row_where_the_first_panel_lacks_it(directory, monkeypatch):
+    """Once it went below all that the first panel has."""
+    for name, widths in (("fair-fight-sgd", (4, 8)), ("fair-fight-adam", (8,)), ("fair-fight-adam-512", (4, 8))):
+        write(
+            directory / f"{name}.csv",
+            [(arm, d, seed, 0.7 + seed / 999) for arm in ("single", "mlet") for d in widths for seed in range(3)],
+        )
+    shown = []
+    monkeypatch.setattr(forest, "side_by_side", lambda found, names, *_: shown.append(names))
+    fights.draw(Tables(directory), directory / "x")
+    assert shown == [["DLRM, plain SGD, batch 128", "DLRM, Adam, batch 128", "DLRM, Adam, batch 512"]]
+
+
 def test_kinds_of_mlet_are_compared_with_both_sides_of_their_fight(directory):
     """At the widths and seeds that they have."""
     auc = {"single": 0.7, "mlet": 0.703, "mlet-frozen": 0.702}
