@@ -368,7 +368,7 @@ def test_the_numbers_below_differences_stand_apart(tmp_path, monkeypatch, reach,
     ]
     found = {f"d={d}": points for d in (2, 4, 8, 16)}
     if side_by_side:
-        forest.side_by_side(found, ["of", "not"], "title", tmp_path / "drawn")
+        forest.side_by_side(found, ["a", "b" * 50], ["of", "not"], "title", tmp_path / "drawn")
     else:
         forest.differences(found, ["of"], 0.002, "title", tmp_path / "drawn")
     (figure,) = figures_drawn
