@@ -15,7 +15,7 @@ from dlrm_mlet.training.run import train
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OPTIMIZERS = {
-    "sgd": {"learning_rate": 0.2},
+    "sgd": {"learning_rate": 0.05},
     "sgd-linear": {"learning_rate": 0.8, "schedule": "linear", "warm_up": 0.1},
     "adagrad": {"learning_rate": 0.05, "optimizer": "adagrad"},
     "adam": {"learning_rate": 0.01, "optimizer": "adam"},
